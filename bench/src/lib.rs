@@ -1,0 +1,1 @@
+//! Machine-readable figures and benchmark drivers.

@@ -1,0 +1,60 @@
+//! What a worker asks of a driver.
+
+use crate::{Burst, FrameCache};
+use std::os::fd::RawFd;
+
+/// One receive and one transmit queue of a port, owned by one worker.
+///
+/// No call blocks. A call makes a system call only to wake the kernel, and only when the ring asks for it.
+pub trait Queue: Send {
+    /// The number under which the tables know the port.
+    fn port(&self) -> u16;
+
+    /// Appends received frames to `burst` until it is full or the ring is empty, sets each frame's ingress
+    /// port, and returns how many. Refills the fill ring from `cache`.
+    fn rx_burst(&mut self, cache: &mut FrameCache, burst: &mut Burst) -> usize;
+
+    /// Takes frames from the front of `burst` into the transmit ring, and returns how many. What does not
+    /// fit stays in `burst`, in order. Frames whose transmission is complete go home to `cache`.
+    fn tx_burst(&mut self, cache: &mut FrameCache, burst: &mut Burst) -> usize;
+
+    /// Wakes the kernel for whatever it asked for (need_wakeup) and collects completions; a worker calls it
+    /// once per loop for each queue that it sent on, until [`Queue::tx_pending`] is zero.
+    fn kick(&mut self, cache: &mut FrameCache);
+
+    /// Frames given to [`Queue::tx_burst`] whose transmission is not complete.
+    fn tx_pending(&self) -> usize;
+
+    /// What to poll for readability when the worker sleeps; `None` for drivers that have no descriptor.
+    fn fd(&self) -> Option<RawFd>;
+
+    /// Counts since the queue was opened, the kernel's included; may make a system call.
+    fn stats(&self) -> QueueStats;
+
+    /// Gives back every frame that can be had without the kernel's help, stops receiving, and returns how
+    /// many frames remain in kernel rings until the queue is dropped.
+    fn close(&mut self, cache: &mut FrameCache) -> usize;
+}
+
+/// Counts of one queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames given to the device.
+    pub tx_packets: u64,
+    /// Bytes given to the device.
+    pub tx_bytes: u64,
+    /// Descriptors from the kernel that pointed outside the UMEM; their frames are lost to the pool.
+    pub bad_descriptors: u64,
+    /// Frames that the kernel dropped for want of room in the rx ring (`rx_ring_full` + `rx_dropped`).
+    pub kernel_rx_dropped: u64,
+    /// Times that the kernel found the fill ring empty.
+    pub kernel_fill_empty: u64,
+    /// Descriptors that the kernel refused to receive into or send.
+    pub kernel_invalid: u64,
+    /// Wake-up system calls made.
+    pub wakeups: u64,
+}

@@ -1,0 +1,90 @@
+//! Why a packet was dropped or punted: one numbered list that is at once the counter, the trace label
+//! and the metric label.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// Why a packet did not go the normal way.
+        #[repr(u8)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$name,)*];
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The label under which counters, traces and metrics show the reason.
+            pub const fn label(self) -> &'static str {
+                match self { $(DropReason::$name => $label,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Shorter than its headers say, or than any header.
+    Truncated = "truncated",
+    /// An EtherType other than IPv4, IPv6 and ARP.
+    EtherType = "ethertype",
+    /// Ethernet destination is not this node's.
+    NotForUs = "not-for-us",
+    /// IP version, header length or total length makes no sense (RFC 1812 section 5.2.2).
+    BadIpHeader = "bad-ip-header",
+    /// IPv4 header checksum is wrong (RFC 1812 section 5.2.2).
+    BadIpChecksum = "bad-ip-checksum",
+    /// Loopback, multicast, broadcast or unspecified address where none may be (RFC 1812 section 5.3.7).
+    Martian = "martian",
+    /// TTL or hop limit ran out.
+    TtlExceeded = "ttl-exceeded",
+    /// A fragment, which the engine does not handle.
+    Fragment = "fragment",
+    /// An IPv6 packet, where the node has no IPv6.
+    Ipv6 = "ipv6",
+    /// A pod sent from an address that is not its own.
+    SpoofedSource = "spoofed-source",
+    /// No route to the destination.
+    NoRoute = "no-route",
+    /// The route says so.
+    Blackhole = "blackhole",
+    /// The address belongs to this node's pods, but no pod has it.
+    NoEndpoint = "no-endpoint",
+    /// The remote node's tunnel is not known.
+    NoTunnel = "no-tunnel",
+    /// The next hop's Ethernet address is not resolved.
+    NoNeighbour = "no-neighbour",
+    /// The service has no ready backend.
+    NoBackend = "no-backend",
+    /// Larger than the output port's MTU.
+    TooBig = "too-big",
+    /// An encapsulated packet whose VXLAN header is not valid (RFC 7348 section 5).
+    BadVxlan = "bad-vxlan",
+    /// A VNI that this node does not serve.
+    WrongVni = "wrong-vni",
+    /// An encapsulated packet from an address that is no known node.
+    UnknownVtep = "unknown-vtep",
+    /// A packet that belongs to no connection and cannot start one.
+    NotATcpStart = "not-a-tcp-start",
+    /// The connection table has no room.
+    ConntrackFull = "conntrack-full",
+    /// An ARP packet that is neither a request nor well-formed.
+    BadArp = "bad-arp",
+    /// The frame has no room for the headers to be added.
+    NoHeadroom = "no-headroom",
+    /// The output port is not open.
+    PortDown = "port-down",
+    /// The output queue is full.
+    TxFull = "tx-full",
+    /// The hand-off ring to another worker is full.
+    HandoffFull = "handoff-full",
+    /// More exceptions in one loop than the worker allows.
+    ExceptionLimit = "exception-limit",
+    /// A descriptor from the kernel pointed outside the UMEM.
+    BadDescriptor = "bad-descriptor",
+}
+
+impl std::fmt::Display for DropReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.label())
+    }
+}

@@ -1,0 +1,251 @@
+//! The records that control writes and the dataplane reads: plain old data, no padding, any bit
+//! pattern valid, multi-byte integers in host order and addresses in network order.
+//!
+//! Fields that hold a small enumeration are integers here, because a hostile or torn file may hold
+//! anything; each has a checked accessor that returns an enum.
+
+use crate::{Ip, Mac};
+use bytemuck::{Pod, Zeroable};
+
+/// Index of a port, dense from 0. `PortId::NONE` stands for no port.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable, Debug, Default)]
+pub struct PortId(pub u16);
+
+impl PortId {
+    /// No port.
+    pub const NONE: PortId = PortId(u16::MAX);
+
+    /// As an array index.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What stands behind a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortKind {
+    /// A NIC towards other nodes, every queue of it.
+    Uplink,
+    /// The host end of a pod's veth.
+    Pod,
+    /// The engine's end of the veth into the host's own namespace.
+    Host,
+}
+
+/// A network device that the dataplane opens with AF_XDP. Key: [`PortId`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Port {
+    /// Device name, NUL-padded (at most 15 bytes, IFNAMSIZ).
+    pub ifname: [u8; 16],
+    /// [`PortKind`] + 1; 0 is not a port.
+    pub kind: u32,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// The device's own Ethernet address: source of what the engine sends there.
+    pub mac: Mac,
+    /// Ethernet address of the one station behind a host port; zero elsewhere.
+    pub peer_mac: Mac,
+}
+
+impl Port {
+    /// A record for the device `ifname`, or `None` if the name is empty or longer than 15 bytes.
+    pub fn new(ifname: &str, kind: PortKind, mtu: u32, mac: Mac, peer_mac: Mac) -> Option<Port> {
+        if ifname.is_empty() || ifname.len() > 15 {
+            return None;
+        }
+        let mut name = [0; 16];
+        name[..ifname.len()].copy_from_slice(ifname.as_bytes());
+        Some(Port { ifname: name, kind: kind as u32 + 1, mtu, mac, peer_mac })
+    }
+
+    /// The device's name; empty if the record holds no valid UTF-8.
+    pub fn ifname(&self) -> &str {
+        let end = self.ifname.iter().position(|b| *b == 0).unwrap_or(16);
+        std::str::from_utf8(&self.ifname[..end]).unwrap_or("")
+    }
+
+    /// What stands behind the port, or `None` for a record that makes no sense.
+    #[inline]
+    pub fn kind(&self) -> Option<PortKind> {
+        match self.kind {
+            1 => Some(PortKind::Uplink),
+            2 => Some(PortKind::Pod),
+            3 => Some(PortKind::Host),
+            _ => None,
+        }
+    }
+}
+
+/// A pod address on this node. Key: the pod's [`Ip`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Endpoint {
+    /// The port behind which the pod lives.
+    pub port: PortId,
+    /// The pod's own Ethernet address.
+    pub mac: Mac,
+}
+
+/// What to do with a packet that a route matches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NextHopKind {
+    /// The destination is a pod of this node: look it up as an [`Endpoint`].
+    Local,
+    /// Encapsulate towards the remote node `addr`: look it up as a [`Tunnel`].
+    Tunnel,
+    /// Send through `port` to the neighbour `addr` (or to the destination itself where `addr` is
+    /// unspecified), without encapsulation.
+    Gateway,
+    /// Hand to the node's own network stack through the host port.
+    Host,
+    /// Drop, counted.
+    Blackhole,
+}
+
+/// The value of a route. Key: [`Prefix`](crate::Prefix).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+pub struct NextHop {
+    /// Remote node or gateway; unspecified where the kind needs none.
+    pub addr: Ip,
+    /// [`NextHopKind`] + 1; 0 is no next hop.
+    pub kind: u16,
+    /// Output port, or [`PortId::NONE`].
+    pub port: PortId,
+}
+
+impl NextHop {
+    /// A next hop of the given kind.
+    pub fn new(kind: NextHopKind, addr: Ip, port: PortId) -> NextHop {
+        NextHop { addr, kind: kind as u16 + 1, port }
+    }
+
+    /// What to do, or `None` for a record that makes no sense.
+    #[inline]
+    pub fn kind(&self) -> Option<NextHopKind> {
+        match self.kind {
+            1 => Some(NextHopKind::Local),
+            2 => Some(NextHopKind::Tunnel),
+            3 => Some(NextHopKind::Gateway),
+            4 => Some(NextHopKind::Host),
+            5 => Some(NextHopKind::Blackhole),
+            _ => None,
+        }
+    }
+}
+
+/// How packets reach a remote node. Key: the remote node's underlay [`Ip`] (its VTEP).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Tunnel {
+    /// Outer source address: this node's underlay address.
+    pub local: Ip,
+    /// Neighbour on the underlay that leads to the remote node: itself, or a gateway.
+    pub next_hop: Ip,
+    /// VXLAN network identifier, 24 bits (RFC 7348 section 5).
+    pub vni: u32,
+    /// Outer UDP destination port; 4789 by RFC 7348, 8472 for Flannel.
+    pub udp_port: u16,
+    /// Uplink through which the outer packet leaves.
+    pub port: PortId,
+    /// Inner Ethernet destination: the remote node's VTEP address.
+    pub remote_mac: Mac,
+    /// Inner Ethernet source: this node's VTEP address.
+    pub local_mac: Mac,
+}
+
+/// Key of a [`Neighbour`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
+pub struct NeighbourKey {
+    /// The neighbour's address on the link.
+    pub ip: Ip,
+    /// The port whose link it is on.
+    pub port: PortId,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// A resolved neighbour. Key: [`NeighbourKey`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Neighbour {
+    /// The neighbour's Ethernet address.
+    pub mac: Mac,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Key of a service port: `spec.clusterIPs` × `spec.ports[].port` × `spec.ports[].protocol`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
+pub struct ServiceKey {
+    /// The service address.
+    pub ip: Ip,
+    /// Destination port, host order.
+    pub port: u16,
+    /// IP protocol number: 6 TCP, 17 UDP, 132 SCTP.
+    pub proto: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl ServiceKey {
+    /// The key of one port of a service.
+    pub fn new(ip: Ip, port: u16, proto: u8) -> ServiceKey {
+        ServiceKey { ip, port, proto, reserved: 0 }
+    }
+}
+
+/// What is fixed per service port; its backends follow separately. Key: [`ServiceKey`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Service {
+    /// Number that stays with the service port as long as it lives, for counters.
+    pub id: u32,
+    /// Bits for what a service asks beyond plain DNAT; none is defined yet.
+    pub flags: u32,
+    /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0 is no affinity.
+    pub affinity_timeout_s: u32,
+}
+
+/// One ready endpoint of a service port.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
+pub struct Backend {
+    /// The backend pod's address.
+    pub ip: Ip,
+    /// Its target port, host order.
+    pub port: u16,
+    /// Bits for locality, zone and state; none is defined yet.
+    pub flags: u16,
+}
+
+/// What holds for the whole node.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Settings {
+    /// This node's underlay address: source of tunnels, and where they must be addressed.
+    pub node_ip: Ip,
+    /// The gateway that pods are given (169.254.1.1).
+    pub gateway_ip: Ip,
+    /// VXLAN network identifier that received packets must carry.
+    pub vni: u32,
+    /// Largest IP packet that a pod may send so that its encapsulated form fits the uplink.
+    pub pod_mtu: u32,
+    /// UDP port on which tunnels arrive.
+    pub vxlan_port: u16,
+    /// The uplink's port, or [`PortId::NONE`].
+    pub uplink: PortId,
+    /// The host port, or [`PortId::NONE`].
+    pub host: PortId,
+    /// The gateway's Ethernet address, the same on every node so that a pod's ARP cache stays right.
+    pub gateway_mac: Mac,
+    /// This node's VTEP address: Ethernet destination that decapsulated frames must carry.
+    pub vtep_mac: Mac,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
