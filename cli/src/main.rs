@@ -1,1 +1,31 @@
-fn main() {}
+//! The `fairway` command line.
+
+mod demo;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Fairway, a Kubernetes node gateway on AF_XDP.
+#[derive(Parser, Debug)]
+#[command(name = "fairway", version)]
+struct Cli {
+    /// Run directory of the node's fairway-control and fairway-dataplane.
+    #[arg(long, global = true, default_value = "/run/fairway")]
+    run_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Show the main job: two nodes, real pods, a Service over VXLAN.
+    Demo(demo::DemoArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match &cli.command {
+        Command::Demo(args) => demo::run(args),
+    }
+}
