@@ -6,8 +6,15 @@
 //! the pool, in a worker's [`FrameCache`], in a [`Burst`] (in flight), or in a kernel ring of exactly one
 //! driver. It can be neither cloned nor made up, so two rings never hold the same frame.
 
+pub mod af_xdp;
 pub mod frame;
+mod lent;
+pub mod memory;
+mod pool;
 pub mod queue;
+pub mod spsc;
+pub mod steering;
+mod umem;
 
 pub use frame::{Burst, Frame, FrameCache, FramePool, MAX_BURST, Umem, UmemConfig, UmemError};
 pub use queue::{Queue, QueueStats};

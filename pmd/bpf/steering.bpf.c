@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The XDP steering program: it decides which packets Fairway takes and which stay with the kernel.
+//
+// One program is loaded once and attached to many netdevs. What a netdev is to Fairway (its class) and where
+// its sockets are (its run of XSKMAP slots) comes from a map keyed by ifindex, so that a pod is added with one
+// map write and one attachment.
+//
+// Rules that hold on every path:
+// - Whatever is not recognised passes to the kernel (XDP_PASS). The program drops nothing.
+// - A redirect names XDP_PASS as its fallback, so an empty slot (no engine, or one that just died) hands the
+//   packet to the kernel.
+// - Headers are read through bounds checks only; packets are never written.
+//
+// The program is `xdp.frags` on purpose. Without it a driver refuses to attach at MTUs over a page, and veth
+// caps the MTU of the pod. With it a packet may come in several buffers: what passes is unharmed, and what is
+// redirected to a socket bound without XDP_USE_SG is either copied whole into one chunk or, if it is longer
+// than the chunk has room for, dropped by the kernel and counted in the socket's rx_dropped.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+// Numbers shared with src/steering/mod.rs.
+#define MAX_PORTS 1024
+#define MAX_SOCKETS 4096
+#define MAX_NODE_ADDRESSES 256
+#define MAX_TUNNEL_PORTS 16
+
+enum port_class {
+	CLASS_UPLINK = 1,
+	CLASS_POD = 2,
+	CLASS_HOST = 3,
+};
+
+// One counter per outcome.
+enum outcome {
+	OUTCOME_REDIRECTED = 0, // taken by Fairway
+	OUTCOME_PASSED = 1,     // not Fairway's: left to the kernel
+	OUTCOME_FALLBACK = 2,   // Fairway's, but no socket is registered: left to the kernel
+	OUTCOME_UNKNOWN = 3,    // came in on a netdev without a class: left to the kernel
+	OUTCOMES = 4,
+};
+
+struct port {
+	__u32 class;
+	__u32 xsk_base; // XSKMAP slot of the netdev's queue 0
+	__u32 queues;   // length of its run of slots
+};
+
+struct address {
+	__u32 word[4]; // IPv6, or IPv4 mapped into it (::ffff:a.b.c.d), in network order
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, MAX_SOCKETS);
+	__type(key, __u32);
+	__type(value, __u32);
+} fw_xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32); // ifindex
+	__type(value, struct port);
+} fw_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_NODE_ADDRESSES);
+	__type(key, struct address);
+	__type(value, __u32);
+} fw_node_addrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_TUNNEL_PORTS);
+	__type(key, __u16); // UDP destination port, in network order
+	__type(value, __u32);
+} fw_tunnel_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OUTCOMES);
+	__type(key, __u32);
+	__type(value, __u64);
+} fw_outcomes SEC(".maps");
+
+static __always_inline void count(__u32 outcome)
+{
+	__u64 *counter = bpf_map_lookup_elem(&fw_outcomes, &outcome);
+
+	if (counter)
+		*counter += 1;
+}
+
+static __always_inline int pass(__u32 outcome)
+{
+	count(outcome);
+	return XDP_PASS;
+}
+
+// Whether a UDP packet to `daddr` is one of this node's tunnels.
+static __always_inline int is_tunnel(const struct address *daddr, void *udp_start, void *data_end)
+{
+	struct udphdr *udp = udp_start;
+	__u16 dport;
+
+	if ((void *)(udp + 1) > data_end)
+		return 0;
+	dport = udp->dest;
+	if (!bpf_map_lookup_elem(&fw_tunnel_ports, &dport))
+		return 0;
+	return bpf_map_lookup_elem(&fw_node_addrs, daddr) != 0;
+}
+
+static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
+{
+	struct iphdr *ip = l3;
+	struct address daddr = {};
+	__u32 header_bytes;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 4 || ip->ihl < 5)
+		return 0;
+	// Any fragment, the first too: the rest of its datagram carries no ports, and only a kernel that
+	// gets all of it can put it together.
+	if (ip->frag_off & bpf_htons(0x3fff))
+		return 0;
+	if (ip->protocol != IPPROTO_UDP)
+		return 0;
+	daddr.word[2] = bpf_htonl(0xffff);
+	daddr.word[3] = ip->daddr;
+	header_bytes = ip->ihl * 4;
+	return is_tunnel(&daddr, l3 + header_bytes, data_end);
+}
+
+static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
+{
+	struct ipv6hdr *ip = l3;
+	struct address daddr;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 6)
+		return 0;
+	// Extension headers, the fragment header among them, stay with the kernel.
+	if (ip->nexthdr != IPPROTO_UDP)
+		return 0;
+	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
+	return is_tunnel(&daddr, ip + 1, data_end);
+}
+
+// What Fairway takes from a NIC: tunnels to this node. Further kinds of traffic (pod and service prefixes,
+// NodePorts, the node's SNAT port range) join here, each as one more test on the destination.
+static __always_inline int uplink_takes(void *data, void *data_end)
+{
+	struct ethhdr *eth = data;
+
+	if ((void *)(eth + 1) > data_end)
+		return 0;
+	switch (eth->h_proto) {
+	case bpf_htons(ETH_P_IP):
+		return uplink_takes_ipv4(eth + 1, data_end);
+	case bpf_htons(ETH_P_IPV6):
+		return uplink_takes_ipv6(eth + 1, data_end);
+	default: // ARP, VLAN-tagged frames, LLDP, ...
+		return 0;
+	}
+}
+
+SEC("xdp.frags")
+int fairway_steer(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 ifindex = ctx->ingress_ifindex;
+	__u32 queue = ctx->rx_queue_index;
+	struct port *port;
+	long action;
+
+	port = bpf_map_lookup_elem(&fw_ports, &ifindex);
+	if (!port)
+		return pass(OUTCOME_UNKNOWN);
+	// All that a pod or the host's own veth sends is the engine's business: it alone knows what they may.
+	if (port->class == CLASS_UPLINK && !uplink_takes(data, data_end))
+		return pass(OUTCOME_PASSED);
+	if (queue >= port->queues)
+		return pass(OUTCOME_FALLBACK);
+	action = bpf_redirect_map(&fw_xsks, port->xsk_base + queue, XDP_PASS);
+	count(action == XDP_REDIRECT ? OUTCOME_REDIRECTED : OUTCOME_FALLBACK);
+	return action;
+}
+
+char _license[] SEC("license") = "Apache-2.0";
