@@ -10,6 +10,7 @@ pub mod af_xdp;
 pub mod frame;
 mod lent;
 pub mod memory;
+pub mod pcap;
 mod pool;
 pub mod queue;
 pub mod spsc;
