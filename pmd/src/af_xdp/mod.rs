@@ -16,10 +16,14 @@
 //! - `ring.rs`: the rings shared with the kernel.
 //! - `sys.rs`: the system calls.
 //! - `netdev.rs`: what is asked about a netdev.
+//! - `open.rs`: opening a socket.
 //! - `queue.rs`: one socket as a [`Queue`](crate::Queue).
+//! - `held.rs`: bringing its frames home at the end.
 //! - here: configuration, errors, and opening a netdev.
 
+mod held;
 pub(crate) mod netdev;
+mod open;
 mod queue;
 mod ring;
 mod sys;
@@ -27,7 +31,7 @@ mod sys;
 pub use queue::AfXdpQueue;
 
 use crate::umem::Umem;
-use queue::Binding;
+use open::Binding;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
