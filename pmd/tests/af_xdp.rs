@@ -101,7 +101,7 @@ fn ping_forwarded_with(config: AfXdpConfig) {
         counts
     });
     assert!(moved >= 102, "50 echoes, 50 replies and an ARP exchange, but only {moved} frames moved");
-    assert_eq!(moved, redirected);
+    assert!(moved <= redirected, "{moved} of {redirected}");
     assert_eq!(umem.pool().missing(), 0);
 }
 

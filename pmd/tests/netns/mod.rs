@@ -165,3 +165,24 @@ pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Takes capabilities, by number, from the calling thread.
+pub(crate) fn drop_capabilities(numbers: &[u32]) {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    // `_LINUX_CAPABILITY_VERSION_3`: two sets of effective, permitted and inheritable.
+    let mut header = Header { version: 0x2008_0522, pid: 0 };
+    let mut sets = [[0u32; 3]; 2];
+    // SAFETY: both structures have the kernel's layout for this version.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, &raw mut sets) };
+    assert_eq!(got, 0);
+    for number in numbers {
+        sets[(number / 32) as usize][0] &= !(1 << (number % 32));
+    }
+    // SAFETY: as above; this changes the calling thread alone.
+    let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, &raw const sets) };
+    assert_eq!(set, 0);
+}
