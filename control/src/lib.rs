@@ -1,1 +1,11 @@
-//! Placeholder.
+//! Fairway's control process: it reads the cluster's objects and the kernel's state, works out what the
+//! shared tables should hold, and keeps them so. No packet passes through it.
+//!
+//! [`manifests`] and [`kernel`] are sources; [`index`] is the pure heart; [`publisher`] writes the tables; [`api`]
+//! answers on a Unix socket; [`app`] ties them together. docs/control.md is the operator's page.
+
+pub mod convert;
+pub mod index;
+pub mod model;
+pub mod names;
+pub mod object;

@@ -1,0 +1,290 @@
+//! From Kubernetes objects to [`crate::object`]: every field that Fairway uses is checked here, once, and
+//! an error names the field and says what to write instead.
+
+use crate::object::{EndpointSlice, Node, Object, Pod, Service, ServicePort, SlicePort};
+use fairway_tables::{Ip, Prefix};
+use k8s_openapi::api::core::v1;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::net::IpAddr;
+
+/// A field of an object that Fairway cannot use.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct FieldError {
+    /// Path of the field, such as `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with a field, and what to do.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Problem {
+    /// A required name is missing.
+    #[error("is missing; give the object a name")]
+    NoName,
+    /// A service without ports.
+    #[error("a service needs at least one port; add one, or set clusterIP: None")]
+    NoPorts,
+    /// A port number out of range.
+    #[error("{0} is not a port number; use 1 to 65535")]
+    BadPort(i32),
+    /// An unknown protocol.
+    #[error("'{0}' is not a protocol; use TCP, UDP or SCTP")]
+    BadProtocol(String),
+    /// Two ports of one service with the same number and protocol, or the same name.
+    #[error("repeats an earlier port of this service; give every port its own number and name")]
+    RepeatedPort,
+    /// A port of a service with several ports has no name, so no endpoint can be matched to it.
+    #[error("is missing; a service with more than one port must name each")]
+    UnnamedPort,
+    /// Not an IP address.
+    #[error("'{0}' is not an IP address; write it as 10.0.0.1 or fd00::1")]
+    BadIp(String),
+    /// Not an address prefix.
+    #[error("'{0}' is not an address range; write it as 10.244.1.0/24 or fd00:1::/64")]
+    BadCidr(String),
+    /// A pod range too small to hold the host's address and a pod.
+    #[error("'{0}' is too small for pods; use a /30 or larger range (IPv6: /126)")]
+    SmallCidr(String),
+    /// No cluster address, and no API server that would give one.
+    #[error("is missing, and there is no API server to choose one; set an address, or None for headless")]
+    NoClusterIp,
+    /// A node without a pod range.
+    #[error("is missing; give the node the address range of its pods")]
+    NoPodCidr,
+    /// A node without an address.
+    #[error("has no entry of type InternalIP; add the node's address on the network between the nodes")]
+    NoInternalIp,
+    /// An unknown endpoint address type.
+    #[error("'{0}' is not an address type; use IPv4, IPv6 or FQDN")]
+    BadAddressType(String),
+    /// An address of the wrong family.
+    #[error("{ip} is not of addressType {expected}; put it into a slice of its own family")]
+    WrongFamily {
+        /// The address.
+        ip: Ip,
+        /// What the slice holds.
+        expected: &'static str,
+    },
+    /// An affinity timeout out of range.
+    #[error("{0} is not a session affinity timeout; use 1 to 86400 seconds")]
+    BadTimeout(i32),
+    /// An unknown session affinity.
+    #[error("'{0}' is not a session affinity; use None or ClientIP")]
+    BadAffinity(String),
+}
+
+type Checked<T> = Result<T, FieldError>;
+
+fn fail<T>(field: impl Into<String>, problem: Problem) -> Checked<T> {
+    Err(FieldError { field: field.into(), problem })
+}
+
+fn name_of(meta: &ObjectMeta) -> Checked<String> {
+    match &meta.name {
+        Some(name) if !name.is_empty() => Ok(name.clone()),
+        _ => fail("metadata.name", Problem::NoName),
+    }
+}
+
+/// As kubectl does, an object without a namespace goes to `default`.
+fn namespace_of(meta: &ObjectMeta) -> String {
+    meta.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned())
+}
+
+fn ip(field: impl Into<String>, text: &str) -> Checked<Ip> {
+    match text.parse::<IpAddr>() {
+        Ok(addr) => Ok(addr.into()),
+        Err(_) => fail(field, Problem::BadIp(text.to_owned())),
+    }
+}
+
+fn port(field: impl Into<String>, number: i32) -> Checked<u16> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => fail(field, Problem::BadPort(number)),
+    }
+}
+
+fn protocol(field: impl Into<String>, name: Option<&str>) -> Checked<u8> {
+    match name {
+        None | Some("TCP") => Ok(6),
+        Some("UDP") => Ok(17),
+        Some("SCTP") => Ok(132),
+        Some(other) => fail(field, Problem::BadProtocol(other.to_owned())),
+    }
+}
+
+/// Joins the plural field with the older singular one, which Kubernetes keeps equal to its first entry.
+fn plural<'a>(many: Option<&'a Vec<String>>, field: &str, one: Option<&'a String>) -> Vec<(String, &'a str)> {
+    match many {
+        Some(list) if !list.is_empty() => {
+            list.iter().enumerate().map(|(i, v)| (format!("{field}s[{i}]"), v.as_str())).collect()
+        }
+        _ => one.iter().map(|v| (field.to_owned(), v.as_str())).collect(),
+    }
+}
+
+/// Checks a Node: it needs a pod range and an InternalIP.
+pub fn node(node: &v1::Node) -> Checked<Object> {
+    let name = name_of(&node.metadata)?;
+    let spec = node.spec.as_ref();
+    let texts = plural(
+        spec.and_then(|s| s.pod_cidrs.as_ref()),
+        "spec.podCIDR",
+        spec.and_then(|s| s.pod_cidr.as_ref()),
+    );
+    let mut pod_cidrs = Vec::new();
+    for (field, text) in texts {
+        let prefix: Prefix = match text.parse() {
+            Ok(prefix) if text.contains('/') => prefix,
+            _ => return fail(field, Problem::BadCidr(text.to_owned())),
+        };
+        if prefix.len() > if prefix.addr().is_v4() { 30 } else { 126 } {
+            return fail(field, Problem::SmallCidr(text.to_owned()));
+        }
+        pod_cidrs.push(prefix);
+    }
+    if pod_cidrs.is_empty() {
+        return fail("spec.podCIDR", Problem::NoPodCidr);
+    }
+    let mut internal_ips = Vec::new();
+    let addresses = node.status.as_ref().and_then(|s| s.addresses.as_ref());
+    for (i, address) in addresses.into_iter().flatten().enumerate() {
+        if address.type_ == "InternalIP" {
+            internal_ips.push(ip(format!("status.addresses[{i}].address"), &address.address)?);
+        }
+    }
+    if internal_ips.is_empty() {
+        return fail("status.addresses", Problem::NoInternalIp);
+    }
+    Ok(Object::Node(Node { name, pod_cidrs, internal_ips }))
+}
+
+/// Checks a Namespace.
+pub fn namespace(namespace: &v1::Namespace) -> Checked<Object> {
+    Ok(Object::Namespace(name_of(&namespace.metadata)?))
+}
+
+/// Checks a Pod; it may lack an address or a node still.
+pub fn pod(pod: &v1::Pod) -> Checked<Object> {
+    let name = name_of(&pod.metadata)?;
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let mut ips = Vec::new();
+    let many: Vec<_> =
+        status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|p| p.ip.clone()).collect();
+    for (i, text) in many.iter().enumerate() {
+        ips.push(ip(format!("status.podIPs[{i}].ip"), text)?);
+    }
+    if let (true, Some(text)) = (ips.is_empty(), status.and_then(|s| s.pod_ip.as_ref())) {
+        ips.push(ip("status.podIP", text)?);
+    }
+    Ok(Object::Pod(Pod {
+        namespace: namespace_of(&pod.metadata),
+        name,
+        node: spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
+        ips,
+        host_network: spec.and_then(|s| s.host_network).unwrap_or(false),
+        finished: matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")),
+    }))
+}
+
+/// Checks a Service. Headless and ExternalName services are fine and produce nothing.
+pub fn service(service: &v1::Service) -> Checked<Object> {
+    let name = name_of(&service.metadata)?;
+    let namespace = namespace_of(&service.metadata);
+    let empty = v1::ServiceSpec::default();
+    let spec = service.spec.as_ref().unwrap_or(&empty);
+    let texts = plural(spec.cluster_ips.as_ref(), "spec.clusterIP", spec.cluster_ip.as_ref());
+    let external = spec.type_.as_deref() == Some("ExternalName");
+    let headless = texts.iter().any(|(_, text)| *text == "None");
+    let ports = service_ports(spec)?;
+    let mut cluster_ips = Vec::new();
+    if !external && !headless {
+        if ports.is_empty() {
+            return fail("spec.ports", Problem::NoPorts);
+        }
+        for (field, text) in texts.iter().filter(|(_, text)| !text.is_empty()) {
+            cluster_ips.push(ip(field.as_str(), text)?);
+        }
+        if cluster_ips.is_empty() {
+            return fail("spec.clusterIP", Problem::NoClusterIp);
+        }
+    }
+    let affinity_timeout_s = match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => 0,
+        Some("ClientIP") => {
+            let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+            match config.and_then(|c| c.timeout_seconds) {
+                None => 10_800, // the API's default, three hours
+                Some(seconds @ 1..=86_400) => seconds as u32,
+                Some(other) => {
+                    let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+                    return fail(field, Problem::BadTimeout(other));
+                }
+            }
+        }
+        Some(other) => return fail("spec.sessionAffinity", Problem::BadAffinity(other.to_owned())),
+    };
+    Ok(Object::Service(Service { namespace, name, cluster_ips, ports, affinity_timeout_s }))
+}
+
+fn service_ports(spec: &v1::ServiceSpec) -> Checked<Vec<ServicePort>> {
+    let list = spec.ports.as_deref().unwrap_or_default();
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for (i, p) in list.iter().enumerate() {
+        let name = p.name.clone().unwrap_or_default();
+        let number = port(format!("spec.ports[{i}].port"), p.port)?;
+        let proto = protocol(format!("spec.ports[{i}].protocol"), p.protocol.as_deref())?;
+        if list.len() > 1 && name.is_empty() {
+            return fail(format!("spec.ports[{i}].name"), Problem::UnnamedPort);
+        }
+        if ports.iter().any(|o| o.name == name || (o.port == number && o.proto == proto)) {
+            return fail(format!("spec.ports[{i}]"), Problem::RepeatedPort);
+        }
+        ports.push(ServicePort { name, port: number, proto });
+    }
+    Ok(ports)
+}
+
+/// Checks an EndpointSlice.
+pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Checked<Object> {
+    let name = name_of(&slice.metadata)?;
+    let namespace = namespace_of(&slice.metadata);
+    let labels = slice.metadata.labels.as_ref();
+    let service = labels.and_then(|l| l.get("kubernetes.io/service-name")).cloned().unwrap_or_default();
+    let is_v4 = slice.address_type == "IPv4";
+    let mut out = EndpointSlice { namespace, name, service, is_v4, ports: Vec::new(), ready: Vec::new() };
+    match slice.address_type.as_str() {
+        "IPv4" | "IPv6" => {}
+        // Domain names are no backends of a cluster address.
+        "FQDN" => return Ok(Object::EndpointSlice(out)),
+        other => return fail("addressType", Problem::BadAddressType(other.to_owned())),
+    }
+    for (i, p) in slice.ports.iter().flatten().enumerate() {
+        let proto = protocol(format!("ports[{i}].protocol"), p.protocol.as_deref())?;
+        if let Some(number) = p.port {
+            let port = port(format!("ports[{i}].port"), number)?;
+            out.ports.push(SlicePort { name: p.name.clone().unwrap_or_default(), port, proto });
+        }
+    }
+    for (i, endpoint) in slice.endpoints.iter().flatten().enumerate() {
+        for (j, text) in endpoint.addresses.iter().enumerate() {
+            let field = format!("endpoints[{i}].addresses[{j}]");
+            let addr = ip(field.as_str(), text)?;
+            if addr.is_v4() != is_v4 {
+                let expected = if is_v4 { "IPv4" } else { "IPv6" };
+                return fail(field, Problem::WrongFamily { ip: addr, expected });
+            }
+            let ready = endpoint.conditions.as_ref().and_then(|c| c.ready) != Some(false);
+            if ready && j == 0 {
+                out.ready.push(addr);
+            }
+        }
+    }
+    Ok(Object::EndpointSlice(out))
+}
+

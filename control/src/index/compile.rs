@@ -1,0 +1,220 @@
+//! The compiler: what each object, or this node itself, contributes to the tables. Pure functions of the
+//! index's state but for the numbers they claim; the union over all sources is the model.
+
+use super::{Index, Source};
+use crate::model::{Key, Value};
+use crate::names;
+use crate::object::{EndpointSlice, Node, Pod, Service, ServicePort};
+use fairway_tables as tables;
+use fairway_tables::{Backend, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix, ServiceKey};
+use std::collections::BTreeMap;
+
+/// The uplink's port.
+pub const UPLINK_PORT: PortId = PortId(0);
+/// The host veth's port.
+pub const HOST_PORT: PortId = PortId(1);
+/// MTU assumed as long as the uplink is not known.
+const DEFAULT_MTU: u32 = 1500;
+
+/// What one source contributes.
+pub(super) type Contribution = BTreeMap<Key, Value>;
+
+/// The address inside a pod range that belongs to the node's own side of the host veth.
+pub fn host_address(pod_cidr: &Prefix) -> Ip {
+    Ip((u128::from_be_bytes(pod_cidr.addr().0) + 1).to_be_bytes())
+}
+
+fn route(kind: NextHopKind, addr: Ip) -> Value {
+    Value::Route(NextHop::new(kind, addr, PortId::NONE))
+}
+
+impl Index {
+    /// What `source` contributes now.
+    pub(super) fn compile(&mut self, source: &Source) -> Contribution {
+        match source {
+            Source::Local => self.compile_local(),
+            Source::Node(name) => self.compile_node(name),
+            Source::NextHop(ip) => self.compile_next_hop(*ip),
+            Source::Pod(namespace, name) => self.compile_pod(&(namespace.clone(), name.clone())),
+            Source::Service(namespace, name) => self.compile_service(&(namespace.clone(), name.clone())),
+        }
+    }
+
+    /// This node: settings, uplink and host port, the routes to its own addresses and pods.
+    fn compile_local(&self) -> Contribution {
+        let mut out = Contribution::new();
+        let uplink = self.uplink.and_then(|i| self.facts.links.get(&i));
+        if let Some(link) = uplink {
+            let port =
+                tables::Port::new(&link.name, PortKind::Uplink, link.mtu, link.mac, tables::Mac::ZERO);
+            out.extend(port.map(|p| (Key::Port(UPLINK_PORT), Value::Port(p))));
+        }
+        let kernel_end = self.facts.link_named(names::HOST_KERNEL_IF);
+        let engine_end = self.facts.link_named(names::HOST_ENGINE_IF);
+        let mut host = PortId::NONE;
+        if let (Some(kernel), Some(engine)) = (kernel_end, engine_end) {
+            host = HOST_PORT;
+            let port =
+                tables::Port::new(&engine.name, PortKind::Host, engine.mtu, engine.mac, kernel.mac);
+            out.extend(port.map(|p| (Key::Port(HOST_PORT), Value::Port(p))));
+        }
+        let Some(node) = self.nodes.get(&self.config.node) else { return out };
+        let settings = tables::Settings {
+            node_ip: node.internal_ips[0],
+            gateway_ip: names::GATEWAY_IP,
+            vni: self.config.vni,
+            pod_mtu: self.pod_mtu(),
+            vxlan_port: self.config.vxlan_port,
+            uplink: if uplink.is_some() { UPLINK_PORT } else { PortId::NONE },
+            host,
+            gateway_mac: names::GATEWAY_MAC,
+            vtep_mac: names::vtep_mac(&node.name),
+            reserved: [0; 6],
+        };
+        out.insert(Key::Settings, Value::Settings(settings));
+        for cidr in &node.pod_cidrs {
+            out.insert(Key::Route(*cidr), route(NextHopKind::Local, Ip::UNSPECIFIED));
+            // What no other route matches is the kernel's to forward.
+            let any = if cidr.addr().is_v4() { Ip::v4([0; 4]) } else { Ip::UNSPECIFIED };
+            if let Some(default) = Prefix::new(any, 0) {
+                out.insert(Key::Route(default), route(NextHopKind::Host, Ip::UNSPECIFIED));
+            }
+        }
+        let uplink_ips =
+            self.facts.addresses.iter().filter(|(i, _)| Some(*i) == self.uplink).map(|(_, ip)| *ip);
+        let own = node.pod_cidrs.iter().map(host_address).chain(node.internal_ips.iter().copied());
+        for ip in own.chain(uplink_ips) {
+            out.insert(Key::Route(Prefix::host(ip)), route(NextHopKind::Host, Ip::UNSPECIFIED));
+        }
+        out
+    }
+
+    /// Largest packet that a pod may send.
+    pub(super) fn pod_mtu(&self) -> u32 {
+        let uplink = self.uplink.and_then(|i| self.facts.links.get(&i));
+        names::pod_mtu(uplink.map_or(DEFAULT_MTU, |link| link.mtu))
+    }
+
+    /// A remote node: its tunnel, and the routes of its pods into it.
+    fn compile_node(&mut self, name: &str) -> Contribution {
+        let mut out = Contribution::new();
+        let Some((vtep, next_hop)) = self.tunnel_path(name) else { return out };
+        let (Some(node), Some(local)) = (self.nodes.get(name), self.nodes.get(&self.config.node)) else {
+            return out;
+        };
+        for cidr in &node.pod_cidrs {
+            out.insert(Key::Route(*cidr), route(NextHopKind::Tunnel, vtep));
+        }
+        if let Some(next_hop) = next_hop {
+            let tunnel = tables::Tunnel {
+                local: local.internal_ips[0],
+                next_hop,
+                vni: self.config.vni,
+                udp_port: self.config.vxlan_port,
+                port: UPLINK_PORT,
+                remote_mac: names::vtep_mac(&node.name),
+                local_mac: names::vtep_mac(&local.name),
+            };
+            out.insert(Key::Tunnel(vtep), Value::Tunnel(tunnel));
+        }
+        out
+    }
+
+    /// A remote node's VTEP and, if the kernel has a route to it out of the uplink, the neighbour that
+    /// leads there. `None` for this node itself, and for a node without an address of our family.
+    pub(super) fn tunnel_path(&self, name: &str) -> Option<(Ip, Option<Ip>)> {
+        if name == self.config.node {
+            return None;
+        }
+        let local = self.nodes.get(&self.config.node)?;
+        let vtep = vtep_of(self.nodes.get(name)?, local.internal_ips[0].is_v4())?;
+        let via = self.uplink.and_then(|uplink| self.facts.route_to(vtep, uplink));
+        Some((vtep, via.map(|via| via.gateway.unwrap_or(vtep))))
+    }
+
+    /// A neighbour on the uplink that some tunnel leads through.
+    fn compile_next_hop(&self, ip: Ip) -> Contribution {
+        let mac = match self.uplink {
+            Some(uplink) if self.next_hop_users.contains_key(&ip) => self.facts.neighbours.get(&(uplink, ip)),
+            _ => None,
+        };
+        let key = NeighbourKey { ip, port: UPLINK_PORT, reserved: 0 };
+        let value = |mac: &tables::Mac| Value::Neighbour(tables::Neighbour { mac: *mac, reserved: 0 });
+        mac.map(|mac| (Key::Neighbour(key), value(mac))).into_iter().collect()
+    }
+
+    /// A pod of this node whose veth is there: its port and its addresses.
+    fn compile_pod(&mut self, key: &(String, String)) -> Contribution {
+        let mut out = Contribution::new();
+        let Some(pod) = self.pods.get(key).filter(|p| self.is_local(p) && !p.ips.is_empty()) else {
+            return out;
+        };
+        let veth = names::host_veth(&pod.namespace, &pod.name);
+        let Some(link) = self.facts.link_named(&veth) else { return out };
+        let record = tables::Port::new(&veth, PortKind::Pod, link.mtu, link.mac, tables::Mac::ZERO);
+        let Some(number) = self.port_ids.claim(&veth) else {
+            self.waiting_for_port.insert(key.clone());
+            return out;
+        };
+        let Some(record) = record else { return out };
+        let port = PortId(number as u16);
+        out.insert(Key::Port(port), Value::Port(record));
+        // One interface, one Ethernet address: that of the pod's first address.
+        let mac = names::pod_mac(pod.ips[0]);
+        for ip in &pod.ips {
+            out.insert(Key::Endpoint(*ip), Value::Endpoint(tables::Endpoint { port, mac }));
+        }
+        out
+    }
+
+    /// Whether the pod runs here and needs a port.
+    pub(super) fn is_local(&self, pod: &Pod) -> bool {
+        pod.node == self.config.node && pod.has_network()
+    }
+
+    /// A service: one record per address and port, with the ready endpoints of its slices.
+    fn compile_service(&mut self, key: &(String, String)) -> Contribution {
+        let mut out = Contribution::new();
+        let Some(service) = self.services.get(key) else { return out };
+        let names = self.slices_by_service.get(key);
+        let slices: Vec<&EndpointSlice> = names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.slices.get(&(key.0.clone(), name.clone())))
+            .collect();
+        for (table_key, port) in service_keys(service) {
+            let Some(id) = self.service_ids.claim(&table_key) else { continue };
+            let record = tables::Service { id, flags: 0, affinity_timeout_s: service.affinity_timeout_s };
+            let backends = backends(&slices, port, table_key.ip.is_v4());
+            out.insert(Key::Service(table_key), Value::Service(record, backends));
+        }
+        out
+    }
+}
+
+/// A node's underlay address: its first InternalIP of the family.
+fn vtep_of(node: &Node, is_v4: bool) -> Option<Ip> {
+    node.internal_ips.iter().copied().find(|ip| ip.is_v4() == is_v4)
+}
+
+/// `clusterIPs` × `ports`.
+fn service_keys(service: &Service) -> impl Iterator<Item = (ServiceKey, &ServicePort)> {
+    service
+        .cluster_ips
+        .iter()
+        .flat_map(|ip| service.ports.iter().map(|port| (ServiceKey::new(*ip, port.port, port.proto), port)))
+}
+
+/// The ready endpoints for one service port: slices of the address family, the slice port of the same
+/// name and protocol; sorted, without repeats.
+fn backends(slices: &[&EndpointSlice], port: &ServicePort, is_v4: bool) -> Vec<Backend> {
+    let mut out = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
+        for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
+            out.extend(slice.ready.iter().map(|ip| Backend { ip: *ip, port: target.port, flags: 0 }));
+        }
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
+}

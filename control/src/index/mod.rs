@@ -1,0 +1,423 @@
+//! The index: the state of the cluster and of this node, fed by events, and the tables that follow from
+//! it. Pure and synchronous: no I/O, no clock, nothing async. [`compile`] says what each source contributes; an
+//! event recompiles only the sources that it touches, and the result always equals a compilation from
+//! scratch (tests/properties.rs).
+
+mod alloc;
+mod compile;
+mod facts;
+mod report;
+
+pub use compile::{HOST_PORT, UPLINK_PORT, host_address};
+pub use facts::{Facts, KernelEvent, Link, RouteVia};
+pub use report::{HostPlan, Pending};
+
+use crate::model::{Change, Key, Model, Value};
+use crate::names;
+use crate::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service};
+use alloc::Allocator;
+use compile::Contribution;
+use fairway_tables::{Ip, ServiceKey};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the operator decided.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's name, as in its Node object.
+    pub node: String,
+    /// The uplink's device name; without it, the device that holds the node's InternalIP.
+    pub uplink: Option<String>,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// How many ports the tables hold.
+    pub max_ports: u32,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// An object was added or changed.
+    Upsert(Object),
+    /// An object is gone.
+    Delete(ObjectKey),
+    /// The kernel said something.
+    Kernel(KernelEvent),
+}
+
+/// Who contributes entries. Where two sources claim the same entry, the lesser wins, whichever came first.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Source {
+    Local,
+    Node(String),
+    NextHop(Ip),
+    Pod(String, String),
+    Service(String, String),
+}
+
+/// Namespace and name.
+type Name = (String, String);
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Index {
+    config: Config,
+    nodes: BTreeMap<String, Node>,
+    namespaces: BTreeSet<String>,
+    pods: BTreeMap<Name, Pod>,
+    services: BTreeMap<Name, Service>,
+    slices: BTreeMap<Name, EndpointSlice>,
+    facts: Facts,
+
+    /// Number of the uplink's link.
+    uplink: Option<u32>,
+    /// Slice names by the service that they belong to.
+    slices_by_service: BTreeMap<Name, BTreeSet<String>>,
+    /// This node's pods by the name of their veth.
+    pods_by_veth: BTreeMap<String, BTreeSet<Name>>,
+    /// Remote nodes by the neighbour that leads to them, and the reverse.
+    next_hop_users: BTreeMap<Ip, BTreeSet<String>>,
+    next_hop_of: BTreeMap<String, Ip>,
+
+    port_ids: Allocator<String>,
+    /// Pods that found every port number taken.
+    waiting_for_port: BTreeSet<Name>,
+    freed_port: bool,
+    service_ids: Allocator<ServiceKey>,
+    contributions: BTreeMap<Source, Contribution>,
+    claims: BTreeMap<Key, BTreeMap<Source, Value>>,
+    model: Model,
+}
+
+/// More service ports than any table holds.
+const MAX_SERVICE_IDS: u32 = 1 << 22;
+
+impl Index {
+    /// An empty index. Port and service numbers found in `published`, which is what the tables hold from an
+    /// earlier run, stay with their owners.
+    pub fn new(config: Config, published: &Model) -> Index {
+        let ports = published.iter().filter_map(|(key, value)| match (key, value) {
+            (Key::Port(id), Value::Port(port)) => Some((port.ifname().to_owned(), u32::from(id.0))),
+            _ => None,
+        });
+        let services = published.iter().filter_map(|(key, value)| match (key, value) {
+            (Key::Service(key), Value::Service(service, _)) => Some((*key, service.id)),
+            _ => None,
+        });
+        Index {
+            port_ids: Allocator::new(2, config.max_ports.min(u32::from(u16::MAX)), ports),
+            service_ids: Allocator::new(1, MAX_SERVICE_IDS, services),
+            config,
+            nodes: BTreeMap::new(),
+            namespaces: BTreeSet::new(),
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            facts: Facts::default(),
+            uplink: None,
+            waiting_for_port: BTreeSet::new(),
+            freed_port: false,
+            slices_by_service: BTreeMap::new(),
+            pods_by_veth: BTreeMap::new(),
+            next_hop_users: BTreeMap::new(),
+            next_hop_of: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            model: Model::new(),
+        }
+    }
+
+    /// What the tables should hold.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What the kernel said.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Frees the numbers that were held back for owners from an earlier run and that none of them has
+    /// claimed. Call once, when every source has been read.
+    pub fn release_unclaimed(&mut self) -> Vec<Change> {
+        self.port_ids.release_unclaimed();
+        self.service_ids.release_unclaimed();
+        let waiting = std::mem::take(&mut self.waiting_for_port);
+        self.settle(waiting.into_iter().map(|(namespace, name)| Source::Pod(namespace, name)).collect())
+    }
+
+    /// Takes in one event and returns what changes in the tables.
+    pub fn apply(&mut self, event: Event) -> Vec<Change> {
+        let mut dirty = BTreeSet::new();
+        match event {
+            Event::Upsert(object) => self.upsert(object, &mut dirty),
+            Event::Delete(key) => self.delete(&key, &mut dirty),
+            Event::Kernel(event) => self.kernel(&event, &mut dirty),
+        }
+        self.settle(dirty)
+    }
+
+    fn upsert(&mut self, object: Object, dirty: &mut BTreeSet<Source>) {
+        match object {
+            Object::Node(node) => {
+                let name = node.name.clone();
+                self.nodes.insert(name.clone(), node);
+                self.node_touched(&name, dirty);
+            }
+            Object::Namespace(name) => {
+                self.namespaces.insert(name);
+            }
+            Object::Pod(pod) => {
+                let key = (pod.namespace.clone(), pod.name.clone());
+                self.forget_veth(&key);
+                if self.is_local(&pod) {
+                    let veth = names::host_veth(&pod.namespace, &pod.name);
+                    self.pods_by_veth.entry(veth).or_default().insert(key.clone());
+                }
+                self.pods.insert(key.clone(), pod);
+                dirty.insert(Source::Pod(key.0, key.1));
+            }
+            Object::Service(service) => {
+                let key = (service.namespace.clone(), service.name.clone());
+                self.services.insert(key.clone(), service);
+                dirty.insert(Source::Service(key.0, key.1));
+            }
+            Object::EndpointSlice(slice) => {
+                let key = (slice.namespace.clone(), slice.name.clone());
+                self.forget_slice(&key, dirty);
+                let service = (slice.namespace.clone(), slice.service.clone());
+                if !service.1.is_empty() {
+                    self.slices_by_service.entry(service.clone()).or_default().insert(key.1.clone());
+                    dirty.insert(Source::Service(service.0, service.1));
+                }
+                self.slices.insert(key, slice);
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Source>) {
+        let name = (key.namespace.clone(), key.name.clone());
+        match key.kind {
+            Kind::Node => {
+                self.nodes.remove(&key.name);
+                self.node_touched(&key.name, dirty);
+            }
+            Kind::Namespace => {
+                self.namespaces.remove(&key.name);
+            }
+            Kind::Pod => {
+                self.forget_veth(&name);
+                self.pods.remove(&name);
+                dirty.insert(Source::Pod(name.0, name.1));
+            }
+            Kind::Service => {
+                self.services.remove(&name);
+                dirty.insert(Source::Service(name.0, name.1));
+            }
+            Kind::EndpointSlice => {
+                self.forget_slice(&name, dirty);
+                self.slices.remove(&name);
+            }
+        }
+    }
+
+    fn kernel(&mut self, event: &KernelEvent, dirty: &mut BTreeSet<Source>) {
+        match event {
+            KernelEvent::Link(link) => {
+                // A name moved between two links: its old holder is gone, its event is only late.
+                let holder = self.facts.link_named(&link.name).map(|l| l.ifindex);
+                if let Some(old) = holder.filter(|i| *i != link.ifindex) {
+                    self.kernel(&KernelEvent::LinkGone(old), dirty);
+                }
+                self.link_touched(link.ifindex, dirty);
+                self.facts.apply(event);
+                self.link_touched(link.ifindex, dirty);
+            }
+            KernelEvent::LinkGone(ifindex) => {
+                self.link_touched(*ifindex, dirty);
+                self.facts.apply(event);
+            }
+            KernelEvent::Address(ifindex, _) | KernelEvent::AddressGone(ifindex, _) => {
+                self.facts.apply(event);
+                if self.uplink == Some(*ifindex) {
+                    dirty.insert(Source::Local);
+                }
+            }
+            KernelEvent::Route(prefix, ..) | KernelEvent::RouteGone(prefix, _) => {
+                self.facts.apply(event);
+                let inside = |node: &&Node| node.internal_ips.iter().any(|ip| prefix.contains(*ip));
+                dirty.extend(self.nodes.values().filter(inside).map(|n| Source::Node(n.name.clone())));
+            }
+            KernelEvent::Neighbour(_, ip, _) => {
+                self.facts.apply(event);
+                dirty.insert(Source::NextHop(*ip));
+            }
+        }
+        let uplink = self.find_uplink();
+        if uplink != self.uplink {
+            self.uplink = uplink;
+            self.everything_on_the_uplink(dirty);
+        }
+    }
+
+    /// A change of this node itself concerns every tunnel; of another, only its own.
+    fn node_touched(&mut self, name: &str, dirty: &mut BTreeSet<Source>) {
+        dirty.insert(Source::Node(name.to_owned()));
+        if name == self.config.node {
+            self.uplink = self.find_uplink();
+            self.everything_on_the_uplink(dirty);
+        }
+    }
+
+    fn everything_on_the_uplink(&self, dirty: &mut BTreeSet<Source>) {
+        dirty.insert(Source::Local);
+        dirty.extend(self.nodes.keys().map(|name| Source::Node(name.clone())));
+        dirty.extend(self.next_hop_users.keys().map(|ip| Source::NextHop(*ip)));
+    }
+
+    /// Marks what depends on a link under its present name.
+    fn link_touched(&self, ifindex: u32, dirty: &mut BTreeSet<Source>) {
+        let Some(link) = self.facts.links.get(&ifindex) else { return };
+        if self.uplink == Some(ifindex)
+            || link.name == names::HOST_KERNEL_IF
+            || link.name == names::HOST_ENGINE_IF
+        {
+            dirty.insert(Source::Local);
+        }
+        // Its neighbours and routes may go with it.
+        if self.uplink == Some(ifindex) {
+            self.everything_on_the_uplink(dirty);
+        }
+        for (namespace, name) in self.pods_by_veth.get(&link.name).into_iter().flatten() {
+            dirty.insert(Source::Pod(namespace.clone(), name.clone()));
+        }
+    }
+
+    fn find_uplink(&self) -> Option<u32> {
+        if let Some(name) = &self.config.uplink {
+            return self.facts.link_named(name).map(|link| link.ifindex);
+        }
+        let node = self.nodes.get(&self.config.node)?;
+        let is_wire = |ifindex: &u32| {
+            let name = self.facts.links.get(ifindex).map(|link| link.name.as_str());
+            name.is_some_and(|name| name != names::HOST_KERNEL_IF && name != names::HOST_ENGINE_IF)
+        };
+        let holders = self.facts.addresses.iter().filter(|(ifindex, _)| is_wire(ifindex));
+        let holds = |ip: &Ip| holders.clone().find(|(_, held)| held == ip).map(|(ifindex, _)| *ifindex);
+        node.internal_ips.iter().find_map(holds)
+    }
+
+    fn forget_veth(&mut self, key: &Name) {
+        let veth = names::host_veth(&key.0, &key.1);
+        if let Some(pods) = self.pods_by_veth.get_mut(&veth) {
+            pods.remove(key);
+            if pods.is_empty() {
+                self.pods_by_veth.remove(&veth);
+            }
+        }
+    }
+
+    fn forget_slice(&mut self, key: &Name, dirty: &mut BTreeSet<Source>) {
+        let Some(old) = self.slices.get(key) else { return };
+        let service = (old.namespace.clone(), old.service.clone());
+        if let Some(names) = self.slices_by_service.get_mut(&service) {
+            names.remove(&key.1);
+            if names.is_empty() {
+                self.slices_by_service.remove(&service);
+            }
+            dirty.insert(Source::Service(service.0, service.1));
+        }
+    }
+
+    /// Recompiles the touched sources, and then those that waited for what they freed.
+    fn settle(&mut self, mut dirty: BTreeSet<Source>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        while !dirty.is_empty() {
+            changes.extend(self.recompile(dirty));
+            let freed = std::mem::take(&mut self.freed_port);
+            let waiting = if freed { std::mem::take(&mut self.waiting_for_port) } else { BTreeSet::new() };
+            dirty = waiting.into_iter().map(|(namespace, name)| Source::Pod(namespace, name)).collect();
+        }
+        changes
+    }
+
+    /// Nodes come before next hops in the set's order, and next hops depend on them.
+    fn recompile(&mut self, mut dirty: BTreeSet<Source>) -> Vec<Change> {
+        let mut touched = BTreeSet::new();
+        while let Some(source) = dirty.pop_first() {
+            if let Source::Node(name) = &source {
+                self.track_next_hop(name, &mut dirty);
+            }
+            let new = self.compile(&source);
+            self.replace_contribution(&source, new, &mut touched);
+        }
+        let mut changes = Vec::new();
+        for key in touched {
+            let winner = self.claims.get(&key).and_then(|claims| claims.values().next());
+            if self.model.get(&key) != winner {
+                changes.push((key, winner.cloned()));
+            }
+            if winner.is_none() {
+                self.release_number(&key);
+            }
+        }
+        crate::model::apply(&mut self.model, &changes);
+        changes
+    }
+
+    fn track_next_hop(&mut self, name: &str, dirty: &mut BTreeSet<Source>) {
+        let new = self.tunnel_path(name).and_then(|(_, next_hop)| next_hop);
+        let old = self.next_hop_of.get(name).copied();
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            self.next_hop_of.remove(name);
+            dirty.insert(Source::NextHop(old));
+            if let Some(users) = self.next_hop_users.get_mut(&old) {
+                users.remove(name);
+                if users.is_empty() {
+                    self.next_hop_users.remove(&old);
+                }
+            }
+        }
+        if let Some(new) = new {
+            self.next_hop_of.insert(name.to_owned(), new);
+            self.next_hop_users.entry(new).or_default().insert(name.to_owned());
+            dirty.insert(Source::NextHop(new));
+        }
+    }
+
+    fn replace_contribution(&mut self, source: &Source, new: Contribution, touched: &mut BTreeSet<Key>) {
+        let old = self.contributions.remove(source).unwrap_or_default();
+        for key in old.keys().filter(|key| !new.contains_key(key)) {
+            if let Some(claims) = self.claims.get_mut(key) {
+                claims.remove(source);
+                if claims.is_empty() {
+                    self.claims.remove(key);
+                }
+            }
+            touched.insert(*key);
+        }
+        for (key, value) in new.iter().filter(|(key, value)| old.get(key) != Some(value)) {
+            self.claims.entry(*key).or_default().insert(source.clone(), value.clone());
+            touched.insert(*key);
+        }
+        if !new.is_empty() {
+            self.contributions.insert(source.clone(), new);
+        }
+    }
+
+    /// A number is free again once nothing in the tables carries it. Runs before the model forgets the entry.
+    fn release_number(&mut self, key: &Key) {
+        match (key, self.model.get(key)) {
+            (Key::Port(_), Some(Value::Port(port))) => {
+                self.port_ids.release(&port.ifname().to_owned());
+                self.freed_port = true;
+            }
+            (Key::Service(key), _) => self.service_ids.release(key),
+            _ => {}
+        }
+    }
+}

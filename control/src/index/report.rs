@@ -1,0 +1,157 @@
+//! What the index can tell beside the tables: what is pending and why, what the node's own network
+//! needs, and which neighbours must be resolved.
+
+use super::{Index, host_address};
+use crate::names;
+use crate::object::{Kind, ObjectKey};
+use fairway_tables::{Ip, Prefix};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Something that is asked for and cannot be given yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pending {
+    /// What waits.
+    pub what: String,
+    /// What it waits for.
+    pub reason: String,
+}
+
+/// What the node's own network needs so that the node and its pods reach each other.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostPlan {
+    /// Addresses of the kernel's end of the host veth: one per pod range of this node.
+    pub addresses: BTreeSet<Ip>,
+    /// Routes through the host veth, each with its source address: pod ranges and service addresses.
+    pub routes: BTreeMap<Prefix, Ip>,
+    /// MTU of the host veth in bytes.
+    pub mtu: u32,
+}
+
+impl Index {
+    /// What the node's own network needs; `None` as long as this node's object is not known. Services are
+    /// reached through `service_cidrs` if there are any, else one by one.
+    pub fn host_plan(&self, service_cidrs: &[Prefix]) -> Option<HostPlan> {
+        let local = self.nodes.get(&self.config.node)?;
+        let addresses: BTreeSet<Ip> = local.pod_cidrs.iter().map(host_address).collect();
+        let source = |of: Ip| addresses.iter().copied().find(|ip| ip.is_v4() == of.is_v4());
+        let mut routes = BTreeMap::new();
+        let pods = self.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
+        let one_by_one = service_cidrs.is_empty();
+        let services = self.services.values().filter(|_| one_by_one).flat_map(|s| s.cluster_ips.iter());
+        let services = services.map(|ip| Prefix::host(*ip)).chain(service_cidrs.iter().copied());
+        for prefix in pods.chain(services) {
+            if let Some(source) = source(prefix.addr()) {
+                routes.insert(prefix, source);
+            }
+        }
+        Some(HostPlan { addresses, routes, mtu: self.pod_mtu() })
+    }
+
+    /// Number and name of the uplink.
+    pub fn uplink(&self) -> Option<(u32, &str)> {
+        let ifindex = self.uplink?;
+        Some((ifindex, self.facts.links.get(&ifindex)?.name.as_str()))
+    }
+
+    /// The neighbours on the uplink that tunnels lead through.
+    pub fn next_hops(&self) -> impl Iterator<Item = Ip> + '_ {
+        self.next_hop_users.keys().copied()
+    }
+
+    /// Whether some tunnel leads through this neighbour.
+    pub fn is_next_hop(&self, ip: Ip) -> bool {
+        self.next_hop_users.contains_key(&ip)
+    }
+
+    /// How many objects of each kind are known.
+    pub fn object_counts(&self) -> BTreeMap<&'static str, usize> {
+        BTreeMap::from([
+            ("nodes", self.nodes.len()),
+            ("namespaces", self.namespaces.len()),
+            ("pods", self.pods.len()),
+            ("services", self.services.len()),
+            ("endpointslices", self.slices.len()),
+        ])
+    }
+
+    /// Namespace and name of the pod behind a veth of this node.
+    pub fn pod_behind(&self, veth: &str) -> Option<(&str, &str)> {
+        let (namespace, name) = self.pods_by_veth.get(veth)?.first()?;
+        Some((namespace, name))
+    }
+
+    /// Name of the service that owns an address and port.
+    pub fn service_named(&self, key: &fairway_tables::ServiceKey) -> Option<(&str, &str, &str)> {
+        let source = self.claims.get(&crate::model::Key::Service(*key))?.keys().next()?;
+        let super::Source::Service(namespace, name) = source else { return None };
+        let service = self.services.get(&(namespace.clone(), name.clone()))?;
+        let port = service.ports.iter().find(|p| p.port == key.port && p.proto == key.proto)?;
+        Some((service.namespace.as_str(), service.name.as_str(), port.name.as_str()))
+    }
+
+    /// Everything that waits, with what it waits for.
+    pub fn pending(&self) -> Vec<Pending> {
+        let mut out = Vec::new();
+        let mut push = |what: String, reason: String| out.push(Pending { what, reason });
+        let me = &self.config.node;
+        if !self.nodes.contains_key(me) {
+            let reason = "there is no such Node object; add it, or set --node to the name of one that exists";
+            push(format!("Node {me}"), reason.into());
+        }
+        match (&self.config.uplink, self.uplink) {
+            (_, Some(_)) => {}
+            (Some(name), None) => push(format!("uplink {name}"), "there is no such device".into()),
+            (None, None) => {
+                let ips = self.nodes.get(me).map(|n| join(&n.internal_ips)).unwrap_or_default();
+                push(
+                    "uplink".into(),
+                    format!("no device has the node's InternalIP {ips}; assign it, or set --uplink"),
+                );
+            }
+        }
+        for name in [names::HOST_KERNEL_IF, names::HOST_ENGINE_IF] {
+            if self.facts.link_named(name).is_none() {
+                push(format!("host veth {name}"), "the device is not there".into());
+            }
+        }
+        for pod in self.pods.values().filter(|pod| self.is_local(pod)) {
+            let key = ObjectKey::new(Kind::Pod, &pod.namespace, &pod.name);
+            let veth = names::host_veth(&pod.namespace, &pod.name);
+            let source = super::Source::Pod(pod.namespace.clone(), pod.name.clone());
+            if pod.ips.is_empty() {
+                push(key.to_string(), "it has no status.podIP".into());
+            } else if self.facts.link_named(&veth).is_none() {
+                push(key.to_string(), format!("its veth {veth} is not there"));
+            } else if !self.contributions.contains_key(&source) {
+                push(key.to_string(), format!("all {} ports are taken", self.config.max_ports));
+            }
+        }
+        self.pending_tunnels(&mut push);
+        out
+    }
+
+    fn pending_tunnels(&self, push: &mut impl FnMut(String, String)) {
+        if !self.nodes.contains_key(&self.config.node) || self.uplink.is_none() {
+            return;
+        }
+        for name in self.nodes.keys().filter(|name| **name != self.config.node) {
+            let what = format!("tunnel to Node {name}");
+            match self.tunnel_path(name) {
+                None => push(what, "it has no InternalIP of this node's address family".into()),
+                Some((vtep, None)) => {
+                    push(what, format!("the kernel has no route to {vtep} out of the uplink"));
+                }
+                Some((_, Some(next_hop))) => {
+                    let key = (self.uplink.unwrap_or_default(), next_hop);
+                    if !self.facts.neighbours.contains_key(&key) {
+                        push(what, format!("neighbour {next_hop} on the uplink does not answer yet"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn join(ips: &[Ip]) -> String {
+    ips.iter().map(Ip::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,166 @@
+//! The cluster's objects as Fairway needs them: checked, plain and owned. Sources make them from
+//! Kubernetes objects ([`crate::convert`]); the index knows nothing else of Kubernetes.
+
+use fairway_tables::{Ip, Prefix};
+use std::fmt;
+
+/// Kinds of objects that the index knows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
+pub enum Kind {
+    /// v1 Node.
+    Node,
+    /// v1 Namespace.
+    Namespace,
+    /// v1 Pod.
+    Pod,
+    /// v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+}
+
+/// Identity of an object. The namespace of a Node or Namespace is empty.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectKey {
+    /// What it is.
+    pub kind: Kind,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// The key of an object.
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> ObjectKey {
+        ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{:?} {}", self.kind, self.name)
+        } else {
+            write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.podCIDRs` (or `spec.podCIDR`); at least one.
+    pub pod_cidrs: Vec<Prefix>,
+    /// `status.addresses` of type InternalIP; at least one, the first is the VTEP.
+    pub internal_ips: Vec<Ip>,
+}
+
+/// A pod, wherever it runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.nodeName`; empty while it is not scheduled.
+    pub node: String,
+    /// `status.podIPs` (or `status.podIP`); empty while it has none.
+    pub ips: Vec<Ip>,
+    /// `spec.hostNetwork`: the pod uses its node's own network and needs no port.
+    pub host_network: bool,
+    /// `status.phase` is Succeeded or Failed: its address may belong to another pod by now.
+    pub finished: bool,
+}
+
+impl Pod {
+    /// Whether the pod has a network of its own, and so a claim on its addresses.
+    pub fn has_network(&self) -> bool {
+        !self.host_network && !self.finished
+    }
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// `name`; empty if it has none.
+    pub name: String,
+    /// `port`, 1–65535.
+    pub port: u16,
+    /// IP protocol number: 6 TCP, 17 UDP, 132 SCTP.
+    pub proto: u8,
+}
+
+/// A Service with cluster addresses, or without (headless, ExternalName: it then produces nothing).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.clusterIPs` (or `spec.clusterIP`); empty for a headless or ExternalName service.
+    pub cluster_ips: Vec<Ip>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`; 0 without session affinity.
+    pub affinity_timeout_s: u32,
+}
+
+/// One entry of an EndpointSlice's `ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// `name`; empty if it has none.
+    pub name: String,
+    /// `port`, 1–65535.
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+}
+
+/// Endpoints of a service, of one address family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSlice {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// Label `kubernetes.io/service-name`; empty if it belongs to no service.
+    pub service: String,
+    /// `addressType` is IPv4.
+    pub is_v4: bool,
+    /// `ports` that have a number.
+    pub ports: Vec<SlicePort>,
+    /// The first address of every endpoint whose `conditions.ready` is not false; the API says endpoints'
+    /// further addresses are interchangeable with the first.
+    pub ready: Vec<Ip>,
+}
+
+/// An object of any kind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// A node.
+    Node(Node),
+    /// A namespace, by name.
+    Namespace(String),
+    /// A pod.
+    Pod(Pod),
+    /// A service.
+    Service(Service),
+    /// Endpoints of a service.
+    EndpointSlice(EndpointSlice),
+}
+
+impl Object {
+    /// The object's identity.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Object::Node(n) => ObjectKey::new(Kind::Node, "", &n.name),
+            Object::Namespace(name) => ObjectKey::new(Kind::Namespace, "", name),
+            Object::Pod(p) => ObjectKey::new(Kind::Pod, &p.namespace, &p.name),
+            Object::Service(s) => ObjectKey::new(Kind::Service, &s.namespace, &s.name),
+            Object::EndpointSlice(s) => ObjectKey::new(Kind::EndpointSlice, &s.namespace, &s.name),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The compiler's promise: whatever happens in whatever order, the tables after applying every incremental
+//! change equal those of an index that only ever saw the end state.
+
+use fairway_control::index::{Config, Event, Index, KernelEvent, Link, RouteVia, UPLINK_PORT};
+use fairway_control::model::{Key, Model, Value, apply};
+use fairway_control::names;
+use fairway_control::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service, ServicePort, SlicePort};
+use fairway_tables::{Ip, Mac, Prefix};
+use proptest::prelude::*;
+
+fn config(uplink: Option<&str>) -> Config {
+    Config { node: "n0".into(), uplink: uplink.map(Into::into), vni: 4096, vxlan_port: 4789, max_ports: 4 }
+}
+
+fn prefix(a: u8, len: u8) -> Prefix {
+    Prefix::new(Ip::v4([10, 244, a, 0]), len).unwrap()
+}
+
+fn node() -> impl Strategy<Value = Object> {
+    (0u8..4, 0u8..5, 1u8..5, prop_oneof![Just(24u8), Just(23)], any::<bool>()).prop_map(
+        |(n, cidr, host, len, v6)| {
+            let mut internal_ips = vec![Ip::v4([192, 0, 2, host])];
+            let mut pod_cidrs = vec![prefix(cidr, len)];
+            if v6 {
+                internal_ips.push("fd00::1".parse::<std::net::IpAddr>().unwrap().into());
+                pod_cidrs.push("fd00:1::/64".parse().unwrap());
+            }
+            Object::Node(Node { name: format!("n{n}"), pod_cidrs, internal_ips })
+        },
+    )
+}
+
+fn pod() -> impl Strategy<Value = Object> {
+    (0u8..8, 0u8..2, proptest::collection::vec(1u8..12, 0..3), any::<[bool; 4]>()).prop_map(
+        |(p, n, ips, [host_network, a, finished, b])| {
+            Object::Pod(Pod {
+                namespace: "default".into(),
+                name: format!("p{p}"),
+                node: format!("n{n}"),
+                ips: ips.into_iter().map(|i| Ip::v4([10, 244, 0, i])).collect(),
+                host_network: host_network && a,
+                finished: finished && b,
+            })
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = Object> {
+    let ports = proptest::collection::btree_map(80u16..83, prop_oneof![Just(6u8), Just(17)], 0..3);
+    (0u8..3, proptest::collection::vec(1u8..4, 0..3), ports, 0u32..2).prop_map(|(s, ips, ports, affinity)| {
+        Object::Service(Service {
+            namespace: "default".into(),
+            name: format!("s{s}"),
+            cluster_ips: ips.into_iter().map(|i| Ip::v4([10, 96, 0, i])).collect(),
+            ports: ports
+                .into_iter()
+                .map(|(port, proto)| ServicePort { name: format!("p{}", port % 2), port, proto })
+                .collect(),
+            affinity_timeout_s: affinity,
+        })
+    })
+}
+
+fn slice() -> impl Strategy<Value = Object> {
+    let ports = proptest::collection::vec((0u8..2, 8080u16..8082, prop_oneof![Just(6u8), Just(17)]), 0..3);
+    (0u8..4, 0u8..4, any::<bool>(), ports, proptest::collection::vec(1u8..6, 0..4)).prop_map(
+        |(name, s, is_v4, ports, ready)| {
+            Object::EndpointSlice(EndpointSlice {
+                namespace: "default".into(),
+                name: format!("e{name}"),
+                service: if s == 3 { String::new() } else { format!("s{s}") },
+                is_v4: is_v4 || name < 3,
+                ports: ports
+                    .into_iter()
+                    .map(|(n, port, proto)| SlicePort { name: format!("p{n}"), port, proto })
+                    .collect(),
+                ready: ready.into_iter().map(|i| Ip::v4([10, 244, 0, i])).collect(),
+            })
+        },
+    )
+}
+
+fn deletion() -> impl Strategy<Value = Event> {
+    (0u8..4, 0u8..8).prop_map(|(kind, n)| {
+        let (kind, namespace, name) = match kind {
+            0 => (Kind::Node, "", format!("n{}", n % 4)),
+            1 => (Kind::Pod, "default", format!("p{n}")),
+            2 => (Kind::Service, "default", format!("s{}", n % 3)),
+            _ => (Kind::EndpointSlice, "default", format!("e{}", n % 4)),
+        };
+        Event::Delete(ObjectKey::new(kind, namespace, &name))
+    })
+}
+
+fn link_name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("eth0".to_owned()),
+        Just("eth1".to_owned()),
+        Just(names::HOST_KERNEL_IF.to_owned()),
+        Just(names::HOST_ENGINE_IF.to_owned()),
+        (0u8..8).prop_map(|p| names::host_veth("default", &format!("p{p}"))),
+    ]
+}
+
+fn kernel() -> impl Strategy<Value = KernelEvent> {
+    let ip = (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i]));
+    let route = (prop_oneof![Just((0u8, 0u8)), Just((2, 24)), Just((2, 30)), Just((9, 24))], 0u32..2);
+    let route = route.prop_map(|((octet, len), metric)| {
+        (Prefix::new(Ip::v4([if len == 0 { 0 } else { 192 }, 0, octet, 0]), len).unwrap(), metric)
+    });
+    prop_oneof![
+        4 => (1u32..12, link_name(), 0u8..3, prop_oneof![Just(1500u32), Just(9000)]).prop_map(
+            |(ifindex, name, mac, mtu)| KernelEvent::Link(Link { ifindex, name, mac: Mac([2, 0, 0, 0, 0, mac]), mtu })
+        ),
+        2 => (1u32..12).prop_map(KernelEvent::LinkGone),
+        2 => (1u32..4, ip.clone()).prop_map(|(i, ip)| KernelEvent::Address(i, ip)),
+        1 => (1u32..4, ip.clone()).prop_map(|(i, ip)| KernelEvent::AddressGone(i, ip)),
+        2 => (route.clone(), 1u32..4, proptest::option::of(ip.clone())).prop_map(
+            |((prefix, metric), ifindex, gateway)| KernelEvent::Route(prefix, metric, RouteVia { ifindex, gateway })
+        ),
+        1 => route.prop_map(|(prefix, metric)| KernelEvent::RouteGone(prefix, metric)),
+        3 => (1u32..4, ip, proptest::option::weighted(0.7, 0u8..3)).prop_map(
+            |(i, ip, mac)| KernelEvent::Neighbour(i, ip, mac.map(|m| Mac([2, 0, 0, 0, 1, m])))
+        ),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => node().prop_map(Event::Upsert),
+        4 => pod().prop_map(Event::Upsert),
+        2 => service().prop_map(Event::Upsert),
+        2 => slice().prop_map(Event::Upsert),
+        3 => deletion(),
+        8 => kernel().prop_map(Event::Kernel),
+    ]
+}
+
+/// Objects that survive a sequence of events.
+fn survivors(events: &[Event]) -> Vec<Object> {
+    let mut alive = std::collections::BTreeMap::new();
+    for event in events {
+        match event {
+            Event::Upsert(object) => drop(alive.insert(object.key(), object.clone())),
+            Event::Delete(key) => drop(alive.remove(key)),
+            Event::Kernel(_) => {}
+        }
+    }
+    alive.into_values().collect()
+}
+
+fn shuffled<T>(mut items: Vec<T>, seed: u64) -> Vec<T> {
+    let mut state = seed | 1;
+    for i in (1..items.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        items.swap(i, (state >> 33) as usize % (i + 1));
+    }
+    items
+}
+
+/// Every value is of its key's kind, backends are sorted and port numbers belong to one device each.
+fn check(model: &Model) {
+    let mut devices = std::collections::BTreeSet::new();
+    for (key, value) in model {
+        match (key, value) {
+            // A device that holds the node's address is the uplink whatever its name.
+            (Key::Port(UPLINK_PORT), _) => {}
+            (Key::Port(_), Value::Port(port)) => assert!(devices.insert(port.ifname), "two ports, one device"),
+            (Key::Service(_), Value::Service(_, backends)) => assert!(backends.is_sorted_by(|a, b| a < b)),
+            (Key::Endpoint(_), Value::Endpoint(e)) => assert!(model.contains_key(&Key::Port(e.port))),
+            (Key::Neighbour(_), Value::Neighbour(_))
+            | (Key::Tunnel(_), Value::Tunnel(_))
+            | (Key::Settings, Value::Settings(_))
+            | (Key::Route(_), Value::Route(_)) => {}
+            other => panic!("key and value of different kinds: {other:?}"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn incremental_changes_add_up_to_a_compilation_from_scratch(
+        events in proptest::collection::vec(event(), 1..90),
+        named_uplink in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let config = config(named_uplink.then_some("eth1"));
+        let mut index = Index::new(config.clone(), &Model::new());
+        let mut tables = Model::new();
+        for event in &events {
+            let changes = index.apply(event.clone());
+            for (key, value) in &changes {
+                prop_assert_ne!(tables.get(key), value.as_ref(), "a change that changes nothing");
+            }
+            apply(&mut tables, &changes);
+        }
+        prop_assert_eq!(&tables, index.model());
+        check(&tables);
+
+        // The same end state, told once and in another order, to an index that finds the tables as they are.
+        let facts = index.facts();
+        let mut story: Vec<Event> = survivors(&events).into_iter().map(Event::Upsert).collect();
+        story.extend(fairway_control::index::Facts::default().events_to(facts).into_iter().map(Event::Kernel));
+        let mut fresh = Index::new(config, &tables);
+        for event in shuffled(story, seed) {
+            fresh.apply(event);
+        }
+        let changes = fresh.release_unclaimed();
+        prop_assert_eq!(changes, vec![]);
+        prop_assert_eq!(fresh.model(), &tables);
+        prop_assert_eq!(fresh.pending(), index.pending());
+        prop_assert_eq!(fresh.host_plan(&[]), index.host_plan(&[]));
+    }
+}
