@@ -87,3 +87,52 @@ impl InKernel {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/netns/mod.rs"]
+mod netns;
+
+#[cfg(test)]
+mod tests {
+    use super::netns::{Netns, privileged};
+    use crate::af_xdp::{AfXdp, AfXdpConfig};
+    use crate::{Umem, UmemConfig};
+
+    fn veth() -> (Netns, Netns, Umem) {
+        let (engine, pod) = (Netns::new("e"), Netns::new("p"));
+        engine.veth("va", &pod, "10.9.0.1/24", 1);
+        let umem = Umem::new(UmemConfig { frames: 1024, frame_size: 2048, huge_pages: false }).unwrap();
+        (engine, pod, umem)
+    }
+
+    #[test]
+    fn frames_that_need_it_come_home_once_the_kernel_has_freed_the_queue() {
+        if !privileged("waiting for the kernel to free a queue") {
+            return;
+        }
+        let (engine, _pod, umem) = veth();
+        engine.run(|| {
+            let mut va = AfXdp::new(&umem).open("va", 0, &AfXdpConfig::pod()).unwrap().remove(0);
+            va.kernel.confirm = true;
+            drop(va);
+        });
+        assert_eq!(umem.pool().missing(), 0);
+    }
+
+    #[test]
+    fn frames_stay_out_if_the_kernel_does_not_free_the_queue() {
+        if !privileged("a queue that stays busy") {
+            return;
+        }
+        let (engine, _pod, umem) = veth();
+        engine.run(|| {
+            let mut va = AfXdp::new(&umem).open("va", 0, &AfXdpConfig::pod()).unwrap().remove(0);
+            va.kernel.confirm = true;
+            // A mapping or a copy of the descriptor, in a child process say, keeps a socket open.
+            let copy = va.socket.socket.as_ref().unwrap().duplicate();
+            drop(va);
+            assert_eq!(umem.pool().missing(), AfXdpConfig::pod().fill_target as usize);
+            drop(copy);
+        });
+    }
+}

@@ -72,6 +72,12 @@ impl Socket {
         self.fd.as_raw_fd()
     }
 
+    /// A second descriptor of the same socket.
+    #[cfg(test)]
+    pub(super) fn duplicate(&self) -> OwnedFd {
+        self.fd.try_clone().unwrap()
+    }
+
     fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
         let len = size_of::<T>() as libc::socklen_t;
         // SAFETY: `value` is readable for `len` bytes during the call.
