@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Fairway's testbed: nodes, pods and the wire between them as network namespaces, with Fairway's real
+//! programs inside. The demo and the end-to-end tests drive it; what it offers knows no test.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`testbed`] | the topology: a switch, nodes, pods, and the folder of manifests that describes them |
+//! | [`node`] | one node: its uplink and its `fairway-control` and `fairway-dataplane` |
+//! | [`netns`], [`process`], [`sys`] | namespaces, child processes, and the system calls under them |
+//! | [`manifests`] | Kubernetes manifests, written whole |
+//! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
+//! | [`pod`] | what runs inside a pod: `fairway-pod` |
+//! | [`gate`] | whether an end-to-end test may run, and whether it runs alone |
+//! | [`report`] | figures as JSON, for comparison from run to run |
+
+pub mod error;
+pub mod gate;
+pub mod manifests;
+pub mod netns;
+pub mod node;
+pub mod ping;
+pub mod pod;
+pub mod process;
+pub mod report;
+pub mod snmp;
+pub mod sys;
+pub mod testbed;
+
+pub use error::{Error, Result};
+pub use testbed::{Options, PodId, Testbed};

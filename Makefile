@@ -1,0 +1,39 @@
+# Fairway: the commands of everyday work. `make demo` and `make test` need nothing but git, make, curl and
+# Rust beforehand; missing Debian packages are installed by scripts/install-deps.
+
+CARGO ?= cargo
+export CARGO
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
+PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
+
+.PHONY: help build demo demo-down test lint bench-engine clean deps
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+deps: # Installs what is missing, and only then needs root
+	@scripts/install-deps
+	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
+
+build: deps ## Build all programs in release mode
+	$(CARGO) build --release $(PROGRAMS) --bins
+
+demo: build ## Show the main job on two nodes (root; KEEP=1 leaves it running)
+	@$(TARGET_DIR)/release/fairway demo $(if $(filter 1 yes true,$(KEEP)),--keep)
+
+demo-down: ## Take down a demo that was left running
+	@$(TARGET_DIR)/release/fairway demo --down
+
+test: deps ## Run everything: static checks, unit, property and end-to-end tests (root)
+	@scripts/run-tests
+
+lint: deps ## Run the static checks alone
+	@scripts/lint
+
+bench-engine: deps ## Measure time and allocations per packet of the engine, without packet I/O
+	$(CARGO) run --release -p fairway-bench --bin bench-engine
+
+clean: ## Delete everything built
+	$(CARGO) clean
+	rm -rf target/reports target/test-summary

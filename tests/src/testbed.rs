@@ -1,0 +1,509 @@
+//! The topology: nodes joined by a switch, pods on the nodes, and the manifests that describe both.
+//!
+//! ```text
+//!  pod ──veth── node-1 ──uplink0 (veth, MTU 1500)── bridge in the switch ──uplink0── node-2 ──veth── pod
+//! ```
+//! Each box is a namespace. What a CNI plugin would do for a pod, [`Testbed::add_pod`] does.
+
+use crate::error::{Error, Result};
+use crate::manifests::Manifests;
+use crate::netns::{self, Netns};
+use crate::node::{Node, NodeSpec, UPLINK, UPLINK_MTU};
+use crate::process::Process;
+use crate::sys;
+use fairway_control::names;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Port on which the servers in the pods listen.
+pub const POD_PORT: u16 = 8080;
+/// Name of the testbed that is left running, in namespaces and folders.
+const KEPT: &str = "fairway-demo";
+const BRIDGE: &str = "br0";
+const POLL: Duration = Duration::from_millis(20);
+const LOG_TAIL_LINES: usize = 40;
+
+/// How a testbed is built.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many nodes.
+    pub nodes: u8,
+    /// Queues of each uplink.
+    pub uplink_queues: u8,
+    /// Whether it may outlive this process; see [`Testbed::leave_running`].
+    pub keep: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { nodes: 2, uplink_queues: 1, keep: false }
+    }
+}
+
+/// Number of a pod, in the order of [`Testbed::add_pod`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodId(usize);
+
+/// A pod of a testbed.
+#[derive(Debug)]
+pub struct Pod {
+    namespace: String,
+    name: String,
+    node: usize,
+    ip: Ipv4Addr,
+    server: Option<Process>,
+    netns: Netns,
+}
+
+impl Pod {
+    /// The pod's namespace in the Kubernetes sense.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The pod's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of the node it runs on.
+    pub fn node(&self) -> usize {
+        self.node
+    }
+
+    /// The pod's address.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+/// A running testbed. Dropping it stops every process and deletes every namespace and file.
+#[derive(Debug)]
+pub struct Testbed {
+    name: String,
+    dir: PathBuf,
+    bin_dir: PathBuf,
+    options: Options,
+    manifests: Manifests,
+    // Dropped in this order, once `drop` below has stopped the processes.
+    pods: Vec<Pod>,
+    nodes: Vec<Node>,
+    switch: Option<Netns>,
+    left_running: bool,
+}
+
+impl Testbed {
+    /// Builds the switch and the nodes and writes the nodes' manifests; starts nothing yet. First
+    /// deletes what testbeds of dead processes have left.
+    pub fn new(options: Options) -> Result<Testbed> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let uid = sys::effective_uid();
+        if uid != 0 {
+            return Err(Error::NotRoot { uid });
+        }
+        sys::catch_termination();
+        netns::sweep();
+        let (name, dir) = if options.keep {
+            let dir = kept_dir();
+            if dir.exists() || netns::existing().iter().any(|n| n.starts_with(KEPT)) {
+                return Err(Error::AlreadyRunning { state: dir });
+            }
+            (KEPT.to_owned(), dir)
+        } else {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}{}-{number}", netns::PREFIX, std::process::id());
+            let dir = std::env::temp_dir().join(&name);
+            (name, dir)
+        };
+        let bin_dir = bin_dir()?;
+        let manifests = Manifests::create(&dir)?;
+        let mut testbed = Testbed {
+            name,
+            dir,
+            bin_dir,
+            options,
+            manifests,
+            pods: Vec::new(),
+            nodes: Vec::new(),
+            switch: None,
+            left_running: false,
+        };
+        testbed.add_switch()?;
+        for number in 1..=testbed.options.nodes {
+            testbed.add_node(number)?;
+        }
+        Ok(testbed)
+    }
+
+    fn add_switch(&mut self) -> Result<()> {
+        let switch = Netns::create(&format!("{}-switch", self.name))?;
+        switch.ip([
+            "link",
+            "add",
+            "name",
+            BRIDGE,
+            "type",
+            "bridge",
+            "stp_state",
+            "0",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        ])?;
+        switch.ip(["link", "set", BRIDGE, "up"])?;
+        self.switch = Some(switch);
+        Ok(())
+    }
+
+    fn add_node(&mut self, number: u8) -> Result<()> {
+        let name = format!("node-{number}");
+        let netns = Netns::create(&format!("{}-{name}", self.name))?;
+        let Some(switch) = &self.switch else { return Ok(()) };
+        let (port, queues) = (format!("port{number}"), self.options.uplink_queues.to_string());
+        netns.ip([
+            "link",
+            "add",
+            "name",
+            UPLINK,
+            "numtxqueues",
+            &queues,
+            "numrxqueues",
+            &queues,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &port,
+            "numtxqueues",
+            &queues,
+            "numrxqueues",
+            &queues,
+            "netns",
+            switch.name(),
+        ])?;
+        let mtu = UPLINK_MTU.to_string();
+        switch.ip(["link", "set", &port, "mtu", &mtu, "master", BRIDGE, "up"])?;
+        let ip = Ipv4Addr::new(192, 168, 77, number);
+        netns.ip(["addr", "add", &format!("{ip}/24"), "dev", UPLINK])?;
+        netns.ip(["link", "set", UPLINK, "mtu", &mtu, "up"])?;
+        // A wire carries whole checksums and no segments larger than its MTU.
+        offloads_off(&netns, UPLINK)?;
+        let pod_cidr = format!("10.244.{number}.0/24");
+        self.manifests.node(&name, ip, &pod_cidr)?;
+        let spec = NodeSpec {
+            dir: self.dir.join(&name),
+            name,
+            ip,
+            pod_cidr,
+            bin_dir: self.bin_dir.clone(),
+            manifests: self.manifests.folder().to_owned(),
+            die_with_parent: !self.options.keep,
+        };
+        self.nodes.push(Node::new(spec, netns)?);
+        Ok(())
+    }
+
+    /// Makes a pod's namespace and veth as a CNI plugin would, and writes its manifest.
+    pub fn add_pod(&mut self, node: usize, namespace: &str, name: &str, ip: Ipv4Addr) -> Result<PodId> {
+        let pod = Netns::create(&format!("{}-{namespace}-{name}", self.name))?;
+        let host = &self.nodes[node];
+        let veth = names::host_veth(namespace, name);
+        let (mac, mtu) = (names::pod_mac(ip.into()).to_string(), names::pod_mtu(UPLINK_MTU).to_string());
+        // One queue each: an AF_XDP socket sees only the queue that it is bound to.
+        host.netns().ip([
+            "link",
+            "add",
+            "name",
+            &veth,
+            "mtu",
+            &mtu,
+            "numtxqueues",
+            "1",
+            "numrxqueues",
+            "1",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "mtu",
+            &mtu,
+            "address",
+            &mac,
+            "numtxqueues",
+            "1",
+            "numrxqueues",
+            "1",
+            "netns",
+            pod.name(),
+        ])?;
+        host.netns().ip(["link", "set", &veth, "up"])?;
+        pod.ip(["addr", "add", &format!("{ip}/32"), "dev", "eth0"])?;
+        offloads_off(&pod, "eth0")?;
+        pod.ip(["link", "set", "eth0", "up"])?;
+        let gateway = names::GATEWAY_IP.to_string();
+        pod.ip(["route", "add", &gateway, "dev", "eth0", "scope", "link"])?;
+        pod.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "onlink"])?;
+        self.manifests.pod(namespace, name, host.name(), ip)?;
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.pods.push(Pod { namespace, name, node, ip, server: None, netns: pod });
+        Ok(PodId(self.pods.len() - 1))
+    }
+
+    /// Starts the server in a pod and waits until it listens on [`POD_PORT`].
+    pub fn start_server(&mut self, id: PodId) -> Result<()> {
+        let program = program(&self.bin_dir, "fairway-pod")?;
+        let log = self.dir.join(format!("server-{}.log", self.pods[id.0].name));
+        let pod = &mut self.pods[id.0];
+        let mut command = pod.netns.command(program);
+        command.args(["serve", "--listen", &format!("0.0.0.0:{POD_PORT}"), "--name", &pod.name]);
+        let name = format!("server in pod {}", pod.name);
+        let mut server = Process::spawn(&name, command, &log, !self.options.keep)?;
+        let ready = wait_for(&format!("the {name} listens"), Duration::from_secs(10), || {
+            server.expect_alive()?;
+            Ok(if server.log().contains("listening") { Ok(()) } else { Err("no word yet".to_owned()) })
+        });
+        pod.server = Some(server);
+        ready
+    }
+
+    /// Runs `fairway-pod` with the given arguments in a namespace and returns its JSON answer.
+    pub fn client<T: serde::de::DeserializeOwned>(
+        &self,
+        netns: &Netns,
+        args: &[&str],
+        deadline: Duration,
+    ) -> Result<T> {
+        let output = netns.run(program(&self.bin_dir, "fairway-pod")?, args, deadline)?;
+        let command = output.command.clone();
+        serde_json::from_str(&output.success()?)
+            .map_err(|e| Error::Answer { what: command, reason: e.to_string() })
+    }
+
+    /// Starts `fairway-pod` with the given arguments in a pod; [`Testbed::finish_client`] takes its answer.
+    pub fn start_client(&self, id: PodId, args: &[&str]) -> Result<Process> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut command = self.pods[id.0].netns.command(program(&self.bin_dir, "fairway-pod")?);
+        command.args(args);
+        let name = format!("client in pod {}", self.pods[id.0].name);
+        Process::spawn(&name, command, &self.dir.join(format!("client-{number}.log")), true)
+    }
+
+    /// Waits for the end of a client that was started in the background and returns its JSON answer.
+    pub fn finish_client<T: serde::de::DeserializeOwned>(
+        &mut self,
+        mut client: Process,
+        deadline: Duration,
+    ) -> Result<T> {
+        let what = format!("the {} ends", client.name());
+        self.wait(&what, deadline, |_| client.ended().map(drop).ok_or("still running".to_owned()))?;
+        let log = client.log();
+        serde_json::from_str(&log)
+            .map_err(|e| Error::Answer { what: client.name().to_owned(), reason: format!("{e}: {log}") })
+    }
+
+    /// Starts control and dataplane on every node, the dataplanes with the given further arguments.
+    pub fn start_nodes(&mut self, dataplane_args: &[&str]) -> Result<()> {
+        for node in &mut self.nodes {
+            node.start_control()?;
+            node.start_dataplane(dataplane_args)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `attempt` succeeds; gives up early when a process of a node has died.
+    pub fn wait<T>(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        mut attempt: impl FnMut(&mut Testbed) -> Result<T, String>,
+    ) -> Result<T> {
+        wait_for(what, deadline, || {
+            for process in self.nodes.iter_mut().flat_map(Node::processes) {
+                process.expect_alive()?;
+            }
+            Ok(attempt(self))
+        })
+    }
+
+    /// The folder of manifests.
+    pub fn manifests(&self) -> &Manifests {
+        &self.manifests
+    }
+
+    /// Name with which all its namespaces start.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Folder of its files and logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A node, to start and stop its processes.
+    pub fn node_mut(&mut self, node: usize) -> &mut Node {
+        &mut self.nodes[node]
+    }
+
+    /// A pod.
+    pub fn pod(&self, id: PodId) -> &Pod {
+        &self.pods[id.0]
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// The last lines of every log, for a failure's message.
+    pub fn log_tails(&mut self) -> String {
+        let mut tails = String::new();
+        let servers = self.pods.iter_mut().filter_map(|pod| pod.server.as_mut());
+        for process in self.nodes.iter_mut().flat_map(Node::processes).chain(servers) {
+            let tail = process.log_tail(LOG_TAIL_LINES);
+            tails.push_str(&format!("── {} (pid {}) ──\n{tail}\n", process.name(), process.pid()));
+        }
+        tails
+    }
+
+    /// Leaves everything running when this process ends. Only for a testbed built with
+    /// [`Options::keep`]; [`take_down_kept`] ends it.
+    pub fn leave_running(mut self) {
+        self.left_running = self.options.keep;
+        if self.left_running {
+            self.nodes.iter_mut().flat_map(Node::processes).for_each(Process::release);
+            self.pods.iter_mut().filter_map(|pod| pod.server.as_mut()).for_each(Process::release);
+            self.pods.iter_mut().for_each(|pod| pod.netns.release());
+            self.nodes.iter_mut().for_each(|node| node.netns_mut().release());
+            self.switch.iter_mut().for_each(Netns::release);
+        }
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        if self.left_running {
+            return;
+        }
+        if std::thread::panicking() {
+            let tails = self.log_tails();
+            eprintln!("the end of the logs of testbed {}:\n{tails}", self.name);
+        }
+        // All are asked first and waited for afterwards, so that they end at the same time.
+        let servers = self.pods.iter_mut().filter_map(|pod| pod.server.as_mut());
+        let mut all: Vec<&mut Process> =
+            servers.chain(self.nodes.iter_mut().flat_map(Node::processes)).collect();
+        for process in &mut all {
+            // One that is already gone is no reason to stop cleaning up.
+            let _ = process.signal(libc::SIGTERM);
+        }
+        for process in all {
+            process.stop();
+        }
+        self.pods.clear();
+        self.nodes.clear();
+        self.switch = None;
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            eprintln!("cannot delete {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// Where the files of the testbed that was left running are.
+pub fn kept_dir() -> PathBuf {
+    Path::new("/run").join(KEPT)
+}
+
+/// Ends the testbed that [`Testbed::leave_running`] left, with every process in its namespaces. Returns
+/// the names of the namespaces deleted.
+pub fn take_down_kept() -> Result<Vec<String>> {
+    let names: Vec<String> = netns::existing().into_iter().filter(|n| n.starts_with(KEPT)).collect();
+    if names.is_empty() && !kept_dir().exists() {
+        return Err(Error::NotRunning { state: kept_dir() });
+    }
+    let pids: Vec<u32> = names.iter().flat_map(|name| netns::pids(name)).collect();
+    for pid in &pids {
+        // One that ends in this moment is what is wanted.
+        let _ = sys::signal(*pid, libc::SIGTERM);
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    while names.iter().any(|name| !netns::pids(name).is_empty()) && Instant::now() < end {
+        std::thread::sleep(POLL);
+    }
+    for name in &names {
+        netns::delete(name);
+    }
+    let dir = kept_dir();
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(Error::io(format!("delete {}", dir.display())))?;
+    }
+    Ok(names)
+}
+
+/// Turns off what an AF_XDP frame cannot carry: checksums left to the device, and segments larger than
+/// the MTU.
+fn offloads_off(netns: &Netns, device: &str) -> Result<()> {
+    let args = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "sg", "off"];
+    netns.run("ethtool", &args, Duration::from_secs(10))?.success().map(drop)
+}
+
+/// The folder of Fairway's programs: FAIRWAY_BIN_DIR, or the folder of this program, or for a test the
+/// release folder beside its own.
+pub fn bin_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("FAIRWAY_BIN_DIR") {
+        return Ok(dir.into());
+    }
+    let exe = std::env::current_exe().map_err(Error::io("find this program's own path"))?;
+    let dir = exe.parent().unwrap_or(Path::new("."));
+    Ok(match (dir.file_name(), dir.ancestors().nth(2)) {
+        (Some(name), Some(target)) if name == "deps" => target.join("release"),
+        _ => dir.to_owned(),
+    })
+}
+
+/// Path of one of Fairway's programs in `bin_dir`.
+pub fn program(bin_dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = bin_dir.join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(Error::MissingBinary { name: name.to_owned(), dir: bin_dir.to_owned() })
+    }
+}
+
+/// Repeats `attempt` until its inner result is `Ok`, it fails for good, or `deadline` passes.
+pub fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    mut attempt: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if sys::interrupted() {
+            return Err(Error::Interrupted);
+        }
+        match attempt()? {
+            Ok(value) => return Ok(value),
+            Err(last) if start.elapsed() >= deadline => {
+                let waited_ms = start.elapsed().as_millis() as u64;
+                return Err(Error::Timeout { what: what.to_owned(), waited_ms, last });
+            }
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
