@@ -6,6 +6,7 @@
 //! | [`testbed`] | the topology: a switch, nodes, pods, and the folder of manifests that describes them |
 //! | [`node`] | one node: its uplink and its `fairway-control` and `fairway-dataplane` |
 //! | [`netns`], [`process`], [`sys`] | namespaces, child processes, and the system calls under them |
+//! | [`programs`], [`kept`] | where the programs are; the testbed that was left running |
 //! | [`manifests`] | Kubernetes manifests, written whole |
 //! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
 //! | [`pod`] | what runs inside a pod: `fairway-pod` |
@@ -14,12 +15,14 @@
 
 pub mod error;
 pub mod gate;
+pub mod kept;
 pub mod manifests;
 pub mod netns;
 pub mod node;
 pub mod ping;
 pub mod pod;
 pub mod process;
+pub mod programs;
 pub mod report;
 pub mod snmp;
 pub mod sys;

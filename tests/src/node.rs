@@ -141,7 +141,7 @@ impl Node {
 
     /// Path of one of Fairway's programs.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
-        crate::testbed::program(&self.spec.bin_dir, name)
+        crate::programs::program(&self.spec.bin_dir, name)
     }
 
     /// Runs one of Fairway's programs on this node to its end.

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(2);
+const RETRY: Duration = Duration::from_millis(20);
 const TERM_DEADLINE: Duration = Duration::from_secs(10);
 const LOG_TAIL_LINES: usize = 25;
 
@@ -226,6 +227,28 @@ impl Drop for Process {
     fn drop(&mut self) {
         if !self.released && self.ended().is_none() {
             self.stop();
+        }
+    }
+}
+
+/// Repeats `attempt` until its inner result is `Ok`, it fails for good, or `deadline` passes.
+pub fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    mut attempt: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if sys::interrupted() {
+            return Err(Error::Interrupted);
+        }
+        match attempt()? {
+            Ok(value) => return Ok(value),
+            Err(last) if start.elapsed() >= deadline => {
+                let waited_ms = start.elapsed().as_millis() as u64;
+                return Err(Error::Timeout { what: what.to_owned(), waited_ms, last });
+            }
+            Err(_) => std::thread::sleep(RETRY),
         }
     }
 }

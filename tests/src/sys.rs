@@ -20,6 +20,18 @@ pub fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// The cores that this process may run on, ascending.
+pub fn cores() -> Vec<usize> {
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is writable and its size is the one passed; on failure it stays empty.
+    unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
+    let all = 0..8 * size_of::<libc::cpu_set_t>();
+    // SAFETY: the index is within the set.
+    let cores: Vec<usize> = all.filter(|core| unsafe { libc::CPU_ISSET(*core, &set) }).collect();
+    if cores.is_empty() { vec![0] } else { cores }
+}
+
 extern "C" fn note_signal(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }

@@ -6,23 +6,22 @@
 //! Each box is a namespace. What a CNI plugin would do for a pod, [`Testbed::add_pod`] does.
 
 use crate::error::{Error, Result};
+use crate::kept::{self, KEPT};
 use crate::manifests::Manifests;
 use crate::netns::{self, Netns};
 use crate::node::{Node, NodeSpec, UPLINK, UPLINK_MTU};
-use crate::process::Process;
+use crate::process::{Process, wait_for};
+use crate::programs::{bin_dir, program, share_of_cores};
 use crate::sys;
 use fairway_control::names;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Port on which the servers in the pods listen.
 pub const POD_PORT: u16 = 8080;
-/// Name of the testbed that is left running, in namespaces and folders.
-const KEPT: &str = "fairway-demo";
 const BRIDGE: &str = "br0";
-const POLL: Duration = Duration::from_millis(20);
 const LOG_TAIL_LINES: usize = 40;
 
 /// How a testbed is built.
@@ -111,7 +110,7 @@ impl Testbed {
         sys::catch_termination();
         netns::sweep();
         let (name, dir) = if options.keep {
-            let dir = kept_dir();
+            let dir = kept::dir();
             if dir.exists() || netns::existing().iter().any(|n| n.starts_with(KEPT)) {
                 return Err(Error::AlreadyRunning { state: dir });
             }
@@ -311,11 +310,13 @@ impl Testbed {
             .map_err(|e| Error::Answer { what: client.name().to_owned(), reason: format!("{e}: {log}") })
     }
 
-    /// Starts control and dataplane on every node, the dataplanes with the given further arguments.
-    pub fn start_nodes(&mut self, dataplane_args: &[&str]) -> Result<()> {
-        for node in &mut self.nodes {
+    /// Starts control and dataplane on every node. The nodes' workers start from different cores, as far as
+    /// the machine has them.
+    pub fn start_nodes(&mut self, workers: usize) -> Result<()> {
+        let cores = sys::cores();
+        for (number, node) in self.nodes.iter_mut().enumerate() {
             node.start_control()?;
-            node.start_dataplane(dataplane_args)?;
+            node.start_dataplane(&["--cores", &share_of_cores(&cores, number, workers)])?;
         }
         Ok(())
     }
@@ -382,7 +383,7 @@ impl Testbed {
     }
 
     /// Leaves everything running when this process ends. Only for a testbed built with
-    /// [`Options::keep`]; [`take_down_kept`] ends it.
+    /// [`Options::keep`]; [`crate::kept::take_down`] ends it.
     pub fn leave_running(mut self) {
         self.left_running = self.options.keep;
         if self.left_running {
@@ -424,86 +425,9 @@ impl Drop for Testbed {
     }
 }
 
-/// Where the files of the testbed that was left running are.
-pub fn kept_dir() -> PathBuf {
-    Path::new("/run").join(KEPT)
-}
-
-/// Ends the testbed that [`Testbed::leave_running`] left, with every process in its namespaces. Returns
-/// the names of the namespaces deleted.
-pub fn take_down_kept() -> Result<Vec<String>> {
-    let names: Vec<String> = netns::existing().into_iter().filter(|n| n.starts_with(KEPT)).collect();
-    if names.is_empty() && !kept_dir().exists() {
-        return Err(Error::NotRunning { state: kept_dir() });
-    }
-    let pids: Vec<u32> = names.iter().flat_map(|name| netns::pids(name)).collect();
-    for pid in &pids {
-        // One that ends in this moment is what is wanted.
-        let _ = sys::signal(*pid, libc::SIGTERM);
-    }
-    let end = Instant::now() + Duration::from_secs(10);
-    while names.iter().any(|name| !netns::pids(name).is_empty()) && Instant::now() < end {
-        std::thread::sleep(POLL);
-    }
-    for name in &names {
-        netns::delete(name);
-    }
-    let dir = kept_dir();
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(Error::io(format!("delete {}", dir.display())))?;
-    }
-    Ok(names)
-}
-
 /// Turns off what an AF_XDP frame cannot carry: checksums left to the device, and segments larger than
 /// the MTU.
 fn offloads_off(netns: &Netns, device: &str) -> Result<()> {
     let args = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "sg", "off"];
     netns.run("ethtool", &args, Duration::from_secs(10))?.success().map(drop)
-}
-
-/// The folder of Fairway's programs: FAIRWAY_BIN_DIR, or the folder of this program, or for a test the
-/// release folder beside its own.
-pub fn bin_dir() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("FAIRWAY_BIN_DIR") {
-        return Ok(dir.into());
-    }
-    let exe = std::env::current_exe().map_err(Error::io("find this program's own path"))?;
-    let dir = exe.parent().unwrap_or(Path::new("."));
-    Ok(match (dir.file_name(), dir.ancestors().nth(2)) {
-        (Some(name), Some(target)) if name == "deps" => target.join("release"),
-        _ => dir.to_owned(),
-    })
-}
-
-/// Path of one of Fairway's programs in `bin_dir`.
-pub fn program(bin_dir: &Path, name: &str) -> Result<PathBuf> {
-    let path = bin_dir.join(name);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(Error::MissingBinary { name: name.to_owned(), dir: bin_dir.to_owned() })
-    }
-}
-
-/// Repeats `attempt` until its inner result is `Ok`, it fails for good, or `deadline` passes.
-pub fn wait_for<T>(
-    what: &str,
-    deadline: Duration,
-    mut attempt: impl FnMut() -> Result<Result<T, String>>,
-) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        if sys::interrupted() {
-            return Err(Error::Interrupted);
-        }
-        match attempt()? {
-            Ok(value) => return Ok(value),
-            Err(last) if start.elapsed() >= deadline => {
-                let waited_ms = start.elapsed().as_millis() as u64;
-                return Err(Error::Timeout { what: what.to_owned(), waited_ms, last });
-            }
-            Err(_) => std::thread::sleep(POLL),
-        }
-    }
 }

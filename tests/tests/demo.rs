@@ -1,7 +1,7 @@
 //! `fairway demo` as a user runs it: to its end, interrupted, with a part that dies under it, and left
 //! running. None of these may leave a namespace, a process or a file behind.
 
-use fairway_tests::{gate, netns, process, testbed};
+use fairway_tests::{gate, netns, process, programs};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -79,8 +79,8 @@ impl Drop for Demo {
 }
 
 fn fairway() -> PathBuf {
-    let dir = testbed::bin_dir().expect("folder of the programs");
-    testbed::program(&dir, "fairway").expect("fairway is built")
+    let dir = programs::bin_dir().expect("folder of the programs");
+    programs::program(&dir, "fairway").expect("fairway is built")
 }
 
 /// Namespaces, processes and files of a testbed that are still there.
@@ -188,7 +188,7 @@ fn a_demo_left_running_lives_on_until_it_is_taken_down() {
     }
     assert!(output.contains("ip netns exec") && output.contains("demo --down"), "{output}");
     // The client pod still reaches the service.
-    let dir = testbed::bin_dir().expect("folder of the programs");
+    let dir = programs::bin_dir().expect("folder of the programs");
     let get = Command::new("ip")
         .args(["netns", "exec", "fairway-demo-demo-client"])
         .arg(dir.join("fairway-pod"))

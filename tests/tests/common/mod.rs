@@ -24,7 +24,6 @@ pub(crate) struct Cluster {
     /// web-1 on the first node, web-2 and web-3 on the second.
     pub(crate) web: [PodId; 3],
     pub(crate) service: ServiceSpec,
-    pub(crate) dataplane_args: Vec<String>,
 }
 
 impl Cluster {
@@ -32,9 +31,7 @@ impl Cluster {
     /// backend yet.
     pub(crate) fn start(workers: u8) -> Cluster {
         let mut cluster = Cluster::build(workers);
-        let args: Vec<String> = cluster.dataplane_args.clone();
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        cluster.testbed.start_nodes(&args).expect("start the nodes");
+        cluster.testbed.start_nodes(usize::from(workers)).expect("start the nodes");
         cluster.wait_for_gateways();
         cluster
     }
@@ -62,8 +59,7 @@ impl Cluster {
         testbed.manifests().namespace("shop").expect("namespace");
         testbed.manifests().service(&service).expect("service");
         testbed.manifests().endpoints(&service, &[]).expect("endpoints");
-        let dataplane_args = vec!["--workers".to_owned(), workers.to_string()];
-        Cluster { testbed, client, web, service, dataplane_args }
+        Cluster { testbed, client, web, service }
     }
 
     /// Waits until every pod reaches its gateway.
