@@ -4,7 +4,7 @@
 mod netns;
 
 use fairway_pmd::af_xdp::{AfXdp, AfXdpConfig, AfXdpError};
-use fairway_pmd::steering::{PortClass, Steering, SteeringError, SteeringStats};
+use fairway_pmd::steering::{AttachMode, PortClass, Steering, SteeringError, SteeringStats};
 use fairway_pmd::{Burst, Queue, Umem, UmemConfig};
 use netns::{Netns, PacketSocket, eventually, privileged};
 use std::io::{Read, Write};
@@ -270,6 +270,43 @@ fn ports_have_sockets_of_their_own_and_wrong_requests_are_refused() {
                 queue.rx_burst(&mut cache, &mut burst);
             });
             burst.iter().any(|frame| frame.bytes() == ethernet(0x88b5, &[7; 46]))
+        });
+        cache.free_burst(&mut burst);
+    });
+    assert_eq!(umem.pool().missing(), 0);
+}
+
+#[test]
+fn a_netdev_without_native_xdp_is_served_in_generic_mode() {
+    if !privileged("generic mode") {
+        return;
+    }
+    let (engine, peer) = (Netns::new("e"), Netns::new("p"));
+    // More tx queues on the far end than rx queues here: veth refuses native XDP.
+    let far = format!("peer name eth0 numtxqueues 2 numrxqueues 2 netns {}", peer.name);
+    engine.ip(&format!("link add va numrxqueues 1 numtxqueues 1 type veth {far}"));
+    engine.ip("link add plain type bridge");
+    engine.ip("link set va up");
+    peer.ip("link set eth0 up");
+    let from = peer.packet_socket("eth0");
+    let umem = umem();
+    engine.run(|| {
+        let mut steering = Steering::load().unwrap();
+        let attachment = steering.attach("plain", PortClass::Host).unwrap();
+        assert_eq!((attachment.mode, attachment.queues), (AttachMode::Generic, 1));
+        assert_eq!(steering.attach("va", PortClass::Host).unwrap().mode, AttachMode::Generic);
+        let config = AfXdpConfig { fill_target: 256, ..AfXdpConfig::pod() };
+        let af_xdp = AfXdp::new(&umem);
+        let plain = af_xdp.open("plain", 1, &config).unwrap();
+        let mut va = af_xdp.open("va", 2, &config).unwrap().remove(0);
+        steering.register_queues(plain.iter().chain([&va])).unwrap();
+        let (mut cache, mut burst) = (umem.cache(), Burst::new());
+        let frame = ethernet(0x88b5, &[3; 46]);
+        eventually("receiving", || {
+            // The far end picks its tx queue by itself, and only the first is ours: so again until it does.
+            from.send(&frame);
+            va.rx_burst(&mut cache, &mut burst);
+            burst.iter().any(|received| received.bytes() == frame)
         });
         cache.free_burst(&mut burst);
     });

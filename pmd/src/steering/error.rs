@@ -1,7 +1,6 @@
 //! Why steering failed, and how aya's errors are read.
 
 use aya::maps::MapError;
-use aya::programs::ProgramError;
 use std::error::Error;
 use std::io;
 
@@ -60,9 +59,9 @@ pub enum SteeringError {
         /// Name asked for.
         ifname: String,
         /// Why not natively.
-        native: String,
+        native: io::Error,
         /// Why not in generic mode.
-        generic: String,
+        generic: io::Error,
     },
     /// The number of receive queues could not be had.
     #[error("interface {ifname}: asking for its number of queues: {source}; check it with `ethtool -l`")]
@@ -129,7 +128,7 @@ impl SteeringError {
 }
 
 /// An error with all its causes in one line.
-pub(super) fn describe(error: &(dyn Error + 'static)) -> String {
+fn describe(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -153,11 +152,6 @@ fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
         cause = error.source();
     }
     None
-}
-
-/// Whether another program holds the netdev.
-pub(super) fn is_busy(error: &ProgramError) -> bool {
-    matches!(errno(error), Some(libc::EBUSY | libc::EEXIST))
 }
 
 /// Whether the error says that there was nothing to remove.

@@ -9,18 +9,18 @@
 //! netdevs of one network namespace: the caller's, at the time of each call.
 
 mod error;
+mod link;
 
 pub use error::SteeringError;
 
 use crate::af_xdp::AfXdpQueue;
 use crate::af_xdp::netdev;
+use aya::EbpfLoader;
 use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuArray, XskMap};
-use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, Xdp, XdpMode};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{ProgramFd, Xdp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// Name of the program in the object.
 const PROGRAM: &str = "fairway_steer";
@@ -92,13 +92,12 @@ struct Port {
     class: PortClass,
     xsk_base: u32,
     /// Detaches when dropped.
-    _link: FdLink,
+    _link: OwnedFd,
 }
 
 /// The loaded program and where it is attached. Dropping it detaches it everywhere.
 pub struct Steering {
-    /// Keeps the program loaded.
-    ebpf: Ebpf,
+    program: ProgramFd,
     xsks: XskMap<MapData>,
     port_map: BpfHashMap<MapData, u32, [u32; 3]>,
     node_addrs: BpfHashMap<MapData, [u32; 4], u32>,
@@ -123,6 +122,8 @@ impl Steering {
             .try_into()
             .map_err(|_| SteeringError::Object { part: PROGRAM })?;
         program.load().map_err(|error| SteeringError::load(&error))?;
+        let program = program.fd().map_err(|error| SteeringError::load(&error))?;
+        let program = program.try_clone().map_err(|source| SteeringError::load(&source))?;
         let mut take = |part| ebpf.take_map(part).ok_or(SteeringError::Object { part });
         Ok(Steering {
             xsks: XskMap::try_from(take("fw_xsks")?).map_err(|error| SteeringError::load(&error))?,
@@ -135,7 +136,7 @@ impl Steering {
                 .map_err(|error| SteeringError::load(&error))?,
             ports: BTreeMap::new(),
             node: Default::default(),
-            ebpf,
+            program,
         })
     }
 
@@ -161,29 +162,17 @@ impl Steering {
         Ok(attachment)
     }
 
-    /// Attaches through a bpf_link, whose descriptor is all that keeps the program there.
-    fn link(&mut self, ifname: &str, ifindex: u32) -> Result<(FdLink, AttachMode), SteeringError> {
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut(PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(SteeringError::Object { part: PROGRAM })?;
-        let mut attach = |mode: XdpMode| -> Result<FdLink, ProgramError> {
-            let id = program.attach_to_if_index(ifindex, mode)?;
-            // A link that is not a descriptor (attached over netlink) would outlive a killed process; the
-            // conversion refuses it, and dropping it detaches it.
-            FdLink::try_from(program.take_link(id)?).map_err(|_| ProgramError::AlreadyAttached)
-        };
-        let native = match attach(XdpMode::Driver) {
+    fn link(&self, ifname: &str, ifindex: u32) -> Result<(OwnedFd, AttachMode), SteeringError> {
+        let native = match link::attach(self.program.as_fd(), ifindex, false) {
             Ok(link) => return Ok((link, AttachMode::Native)),
             Err(error) => error,
         };
-        if error::is_busy(&native) {
+        if matches!(native.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) {
             return Err(SteeringError::Occupied { ifname: ifname.to_owned() });
         }
-        let reason = error::describe(&native);
-        match attach(XdpMode::Skb) {
+        match link::attach(self.program.as_fd(), ifindex, true) {
             Ok(link) => {
+                let reason = native.to_string();
                 tracing::warn!(
                     ifname,
                     reason,
@@ -191,10 +180,7 @@ impl Steering {
                 );
                 Ok((link, AttachMode::Generic))
             }
-            Err(generic) => {
-                let generic = error::describe(&generic);
-                Err(SteeringError::Attach { ifname: ifname.to_owned(), native: reason, generic })
-            }
+            Err(generic) => Err(SteeringError::Attach { ifname: ifname.to_owned(), native, generic }),
         }
     }
 

@@ -36,7 +36,7 @@ impl Netns {
         let netns = Netns { name };
         netns.ip("link set lo up");
         // No router solicitations or duplicate address detection among the packets that tests count.
-        netns.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        netns.sh("for c in all default; do echo 1 > /proc/sys/net/ipv6/conf/$c/disable_ipv6; done");
         netns
     }
 
