@@ -287,4 +287,3 @@ pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Checked<Object> {
     }
     Ok(Object::EndpointSlice(out))
 }
-

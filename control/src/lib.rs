@@ -6,6 +6,8 @@
 
 pub mod convert;
 pub mod index;
+pub mod kernel;
+pub mod manifests;
 pub mod model;
 pub mod names;
 pub mod object;

@@ -4,7 +4,9 @@
 use fairway_control::index::{Config, Event, Index, KernelEvent, Link, RouteVia, UPLINK_PORT};
 use fairway_control::model::{Key, Model, Value, apply};
 use fairway_control::names;
-use fairway_control::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service, ServicePort, SlicePort};
+use fairway_control::object::{
+    EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service, ServicePort, SlicePort,
+};
 use fairway_tables::{Ip, Mac, Prefix};
 use proptest::prelude::*;
 
@@ -115,10 +117,13 @@ fn kernel() -> impl Strategy<Value = KernelEvent> {
         2 => (1u32..12).prop_map(KernelEvent::LinkGone),
         2 => (1u32..4, ip.clone()).prop_map(|(i, ip)| KernelEvent::Address(i, ip)),
         1 => (1u32..4, ip.clone()).prop_map(|(i, ip)| KernelEvent::AddressGone(i, ip)),
-        2 => (route.clone(), 1u32..4, proptest::option::of(ip.clone())).prop_map(
-            |((prefix, metric), ifindex, gateway)| KernelEvent::Route(prefix, metric, RouteVia { ifindex, gateway })
+        2 => (route.clone(), 1u32..4, proptest::option::of(ip.clone()), any::<bool>()).prop_map(
+            |((prefix, metric), ifindex, gateway, replaced)| {
+                let event = if replaced { KernelEvent::RouteReplaced } else { KernelEvent::Route };
+                event(prefix, metric, RouteVia { ifindex, gateway })
+            }
         ),
-        1 => route.prop_map(|(prefix, metric)| KernelEvent::RouteGone(prefix, metric)),
+        1 => (route, 1u32..4).prop_map(|((prefix, metric), i)| KernelEvent::RouteGone(prefix, metric, i)),
         3 => (1u32..4, ip, proptest::option::weighted(0.7, 0u8..3)).prop_map(
             |(i, ip, mac)| KernelEvent::Neighbour(i, ip, mac.map(|m| Mac([2, 0, 0, 0, 1, m])))
         ),
@@ -165,7 +170,9 @@ fn check(model: &Model) {
         match (key, value) {
             // A device that holds the node's address is the uplink whatever its name.
             (Key::Port(UPLINK_PORT), _) => {}
-            (Key::Port(_), Value::Port(port)) => assert!(devices.insert(port.ifname), "two ports, one device"),
+            (Key::Port(_), Value::Port(port)) => {
+                assert!(devices.insert(port.ifname), "two ports, one device")
+            }
             (Key::Service(_), Value::Service(_, backends)) => assert!(backends.is_sorted_by(|a, b| a < b)),
             (Key::Endpoint(_), Value::Endpoint(e)) => assert!(model.contains_key(&Key::Port(e.port))),
             (Key::Neighbour(_), Value::Neighbour(_))

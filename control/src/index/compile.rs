@@ -45,8 +45,7 @@ impl Index {
         let mut out = Contribution::new();
         let uplink = self.uplink.and_then(|i| self.facts.links.get(&i));
         if let Some(link) = uplink {
-            let port =
-                tables::Port::new(&link.name, PortKind::Uplink, link.mtu, link.mac, tables::Mac::ZERO);
+            let port = tables::Port::new(&link.name, PortKind::Uplink, link.mtu, link.mac, tables::Mac::ZERO);
             out.extend(port.map(|p| (Key::Port(UPLINK_PORT), Value::Port(p))));
         }
         let kernel_end = self.facts.link_named(names::HOST_KERNEL_IF);
@@ -54,8 +53,7 @@ impl Index {
         let mut host = PortId::NONE;
         if let (Some(kernel), Some(engine)) = (kernel_end, engine_end) {
             host = HOST_PORT;
-            let port =
-                tables::Port::new(&engine.name, PortKind::Host, engine.mtu, engine.mac, kernel.mac);
+            let port = tables::Port::new(&engine.name, PortKind::Host, engine.mtu, engine.mac, kernel.mac);
             out.extend(port.map(|p| (Key::Port(HOST_PORT), Value::Port(p))));
         }
         let Some(node) = self.nodes.get(&self.config.node) else { return out };

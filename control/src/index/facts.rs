@@ -16,7 +16,7 @@ pub struct Link {
     pub mtu: u32,
 }
 
-/// Where a route of the kernel's main table leads. One route exists per prefix and metric.
+/// Where a route of the kernel's main table leads. One route exists per prefix, metric and device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct RouteVia {
     /// Output device.
@@ -38,8 +38,10 @@ pub enum KernelEvent {
     AddressGone(u32, Ip),
     /// The main table has a route of this prefix and metric.
     Route(Prefix, u32, RouteVia),
-    /// The main table lost the route of this prefix and metric.
-    RouteGone(Prefix, u32),
+    /// The main table has a route of this prefix and metric, instead of all others of both.
+    RouteReplaced(Prefix, u32, RouteVia),
+    /// The main table lost the route of this prefix and metric out of this link.
+    RouteGone(Prefix, u32, u32),
     /// A neighbour on a link is resolved, or is known not to answer.
     Neighbour(u32, Ip, Option<Mac>),
 }
@@ -51,8 +53,8 @@ pub struct Facts {
     pub links: BTreeMap<u32, Link>,
     /// Addresses by link number.
     pub addresses: BTreeSet<(u32, Ip)>,
-    /// The main routing table: by prefix, then by metric, lowest first.
-    pub routes: BTreeMap<Prefix, BTreeMap<u32, RouteVia>>,
+    /// The main routing table: by prefix, then by metric, lowest first, and link.
+    pub routes: BTreeMap<Prefix, BTreeMap<(u32, u32), RouteVia>>,
     /// Resolved neighbours.
     pub neighbours: BTreeMap<(u32, Ip), Mac>,
 }
@@ -80,11 +82,16 @@ impl Facts {
                 self.addresses.remove(&(*ifindex, *ip));
             }
             KernelEvent::Route(prefix, metric, via) => {
-                self.routes.entry(*prefix).or_default().insert(*metric, *via);
+                self.routes.entry(*prefix).or_default().insert((*metric, via.ifindex), *via);
             }
-            KernelEvent::RouteGone(prefix, metric) => {
+            KernelEvent::RouteReplaced(prefix, metric, via) => {
+                let metrics = self.routes.entry(*prefix).or_default();
+                metrics.retain(|(m, _), _| m != metric);
+                metrics.insert((*metric, via.ifindex), *via);
+            }
+            KernelEvent::RouteGone(prefix, metric, ifindex) => {
                 if let Some(metrics) = self.routes.get_mut(prefix) {
-                    metrics.remove(metric);
+                    metrics.remove(&(*metric, *ifindex));
                     if metrics.is_empty() {
                         self.routes.remove(prefix);
                     }
@@ -114,11 +121,11 @@ impl Facts {
         let route = |facts: &Facts, prefix, metric| facts.routes.get(prefix)?.get(metric).copied();
         for (prefix, metrics) in &self.routes {
             let gone = metrics.keys().filter(|m| route(listing, prefix, m).is_none());
-            events.extend(gone.map(|m| KernelEvent::RouteGone(*prefix, *m)));
+            events.extend(gone.map(|(m, i)| KernelEvent::RouteGone(*prefix, *m, *i)));
         }
         for (prefix, metrics) in &listing.routes {
             let new = metrics.iter().filter(|(m, via)| route(self, prefix, m) != Some(**via));
-            events.extend(new.map(|(m, via)| KernelEvent::Route(*prefix, *m, *via)));
+            events.extend(new.map(|((m, _), via)| KernelEvent::Route(*prefix, *m, *via)));
         }
         let new = listing.neighbours.iter().filter(|(k, mac)| self.neighbours.get(k) != Some(mac));
         events.extend(new.map(|((i, ip), mac)| KernelEvent::Neighbour(*i, *ip, Some(*mac))));

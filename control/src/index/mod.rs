@@ -244,7 +244,9 @@ impl Index {
                     dirty.insert(Source::Local);
                 }
             }
-            KernelEvent::Route(prefix, ..) | KernelEvent::RouteGone(prefix, _) => {
+            KernelEvent::Route(prefix, ..)
+            | KernelEvent::RouteReplaced(prefix, ..)
+            | KernelEvent::RouteGone(prefix, ..) => {
                 self.facts.apply(event);
                 let inside = |node: &&Node| node.internal_ips.iter().any(|ip| prefix.contains(*ip));
                 dirty.extend(self.nodes.values().filter(inside).map(|n| Source::Node(n.name.clone())));

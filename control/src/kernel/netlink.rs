@@ -1,0 +1,262 @@
+//! rtnetlink: requests and their answers over one socket, and the few messages that Fairway sends.
+
+use fairway_tables::{Ip, Prefix};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use std::io;
+use std::net::IpAddr;
+
+/// Mark of the routes that Fairway put into the kernel (`proto 70` in `ip route`).
+pub const ROUTE_PROTOCOL: u8 = 70;
+
+/// The kernel refused a request.
+#[derive(Debug, thiserror::Error)]
+#[error("kernel: cannot {what}: {error}{}", hint(error))]
+pub struct NetlinkError {
+    /// What was asked for.
+    pub what: String,
+    /// Its answer.
+    pub error: io::Error,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run fairway-control as root or with CAP_NET_ADMIN",
+        _ => "",
+    }
+}
+
+/// A socket for requests.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+fn family(ip: Ip) -> AddressFamily {
+    if ip.is_v4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+impl Netlink {
+    /// Opens a socket in the current network namespace.
+    pub fn open() -> Result<Netlink, NetlinkError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let failed = |error| NetlinkError { what: "open an rtnetlink socket".into(), error };
+        Ok(Netlink { socket: open().map_err(failed)?, sequence: 0 })
+    }
+
+    /// Sends a request and returns what came before the kernel's acknowledgement.
+    fn request(
+        &mut self,
+        what: impl FnOnce() -> String,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.exchange(message, flags).map_err(|error| NetlinkError { what: what(), error })
+    }
+
+    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut out = Vec::new();
+        loop {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            for (header, payload) in messages(&bytes) {
+                if header.sequence_number != self.sequence {
+                    continue;
+                }
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => out.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(out),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::Done(_) => return Ok(out),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Lists every link.
+    pub(super) fn links(&mut self) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.request(|| "list links".into(), message, NLM_F_DUMP)
+    }
+
+    /// Lists every address.
+    pub(super) fn addresses(&mut self) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.request(|| "list addresses".into(), message, NLM_F_DUMP)
+    }
+
+    /// Lists every route of both families and all tables.
+    pub(super) fn routes(&mut self) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let mut out = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let message = RouteNetlinkMessage::GetRoute(message);
+            match self.request(|| "list routes".into(), message, NLM_F_DUMP) {
+                Ok(routes) => out.extend(routes),
+                // A kernel without IPv6 has no such table.
+                Err(_) if family == AddressFamily::Inet6 => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Lists every neighbour.
+    pub(super) fn neighbours(&mut self) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        self.request(|| "list neighbours".into(), message, NLM_F_DUMP)
+    }
+
+    /// Makes the kernel resolve a neighbour, or confirm it, as if it had a packet for it.
+    pub fn probe_neighbour(&mut self, ifindex: u32, ip: Ip) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(ip);
+        message.header.ifindex = ifindex;
+        message.header.flags = NeighbourFlags::Use;
+        message.attributes.push(NeighbourAttribute::Destination(IpAddr::from(ip).into()));
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        self.request(|| format!("resolve neighbour {ip}"), message, NLM_F_ACK | NLM_F_CREATE)?;
+        Ok(())
+    }
+
+    /// Creates a veth pair with one queue on either end.
+    pub(super) fn create_veth(&mut self, name: &str, peer: &str) -> Result<(), NetlinkError> {
+        let ends = |name: &str| {
+            let mut message = LinkMessage::default();
+            message.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::NumTxQueues(1),
+                LinkAttribute::NumRxQueues(1),
+            ];
+            message
+        };
+        let mut message = ends(name);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(ends(peer)))),
+        ]));
+        let what = || format!("create the veth pair {name} and {peer}");
+        self.request(what, RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)?;
+        Ok(())
+    }
+
+    /// Removes a link.
+    pub(super) fn delete_link(&mut self, ifindex: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        let message = RouteNetlinkMessage::DelLink(message);
+        self.request(|| format!("remove link {ifindex}"), message, NLM_F_ACK)?;
+        Ok(())
+    }
+
+    /// Sets a link up, with this MTU.
+    pub(super) fn set_link(&mut self, ifindex: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        let what = || format!("set link {ifindex} up with MTU {mtu}");
+        self.request(what, RouteNetlinkMessage::SetLink(message), NLM_F_ACK)?;
+        Ok(())
+    }
+
+    /// Gives a link an address of its own, without a subnet, or takes it away.
+    pub(super) fn set_address(&mut self, ifindex: u32, ip: Ip, present: bool) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(ip);
+        message.header.prefix_len = if ip.is_v4() { 32 } else { 128 };
+        message.header.index = ifindex;
+        message.header.scope = AddressScope::Universe;
+        message.attributes = vec![AddressAttribute::Address(ip.into()), AddressAttribute::Local(ip.into())];
+        let what = || format!("{} address {ip} on link {ifindex}", if present { "set" } else { "remove" });
+        if present {
+            let message = RouteNetlinkMessage::NewAddress(message);
+            self.request(what, message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)?;
+        } else {
+            self.request(what, RouteNetlinkMessage::DelAddress(message), NLM_F_ACK)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a route of Fairway's to the main table: straight out of the link, with this source address.
+    /// `replace` says that the route there now is ours too; otherwise another's route is left alone.
+    pub(super) fn add_route(
+        &mut self,
+        prefix: Prefix,
+        ifindex: u32,
+        source: Ip,
+        replace: bool,
+    ) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::NewRoute(our_route(prefix, ifindex, Some(source)));
+        let mode = if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
+        self.request(|| format!("add route {prefix}"), message, NLM_F_ACK | NLM_F_CREATE | mode)?;
+        Ok(())
+    }
+
+    /// Removes a route of Fairway's.
+    pub(super) fn delete_route(&mut self, prefix: Prefix, ifindex: u32) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::DelRoute(our_route(prefix, ifindex, None));
+        self.request(|| format!("remove route {prefix}"), message, NLM_F_ACK)?;
+        Ok(())
+    }
+}
+
+fn our_route(prefix: Prefix, ifindex: u32, source: Option<Ip>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(prefix.addr());
+    message.header.destination_prefix_length = prefix.len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+    message.header.scope = if prefix.addr().is_v4() { RouteScope::Link } else { RouteScope::Universe };
+    message.header.kind = RouteType::Unicast;
+    message.attributes =
+        vec![RouteAttribute::Destination(IpAddr::from(prefix.addr()).into()), RouteAttribute::Oif(ifindex)];
+    message.attributes.extend(source.map(|ip| RouteAttribute::PrefSource(IpAddr::from(ip).into())));
+    message
+}
+
+/// The messages of one datagram; those that cannot be understood are left out.
+pub(super) fn messages(
+    bytes: &[u8],
+) -> impl Iterator<Item = (NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>)> + '_ {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        loop {
+            let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+            let (message, _) = rest.split_at_checked(length).filter(|_| length >= 16)?;
+            rest = rest.get((length + 3) & !3..).unwrap_or_default();
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
+                Ok(message) => return Some((message.header, message.payload)),
+                Err(error) => tracing::debug!(%error, "rtnetlink message not understood"),
+            }
+        }
+    })
+}

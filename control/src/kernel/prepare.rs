@@ -1,0 +1,142 @@
+//! The node's own network: the veth pair through which the node itself reaches pods and services, its
+//! address, and the kernel's routes into it. Everything here is done again and again until it is so; what is
+//! already right is left alone.
+
+use super::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL};
+use super::offload::{self, OffloadError};
+use super::read;
+use crate::index::{Facts, HostPlan, KernelEvent};
+use crate::names::{HOST_ENGINE_IF, HOST_KERNEL_IF};
+use fairway_tables::{Ip, Prefix};
+use netlink_packet_route::RouteNetlinkMessage;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The node's own network cannot be made as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Checksum or segmentation offload stays on.
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
+    /// Only one end of the pair is there.
+    #[error(
+        "{present} exists without {missing}; remove it (ip link del {present}), fairway-control makes both anew"
+    )]
+    HalfPair {
+        /// The end that is there.
+        present: &'static str,
+        /// The end that is not.
+        missing: &'static str,
+    },
+}
+
+fn links(netlink: &mut Netlink) -> Result<Facts, PrepareError> {
+    Ok(read::listing(&netlink.links()?).0)
+}
+
+fn ends(facts: &Facts) -> (Option<u32>, Option<u32>) {
+    let end = |name| facts.link_named(name).map(|link| link.ifindex);
+    (end(HOST_KERNEL_IF), end(HOST_ENGINE_IF))
+}
+
+/// Creates the pair if it is not there, turns off what AF_XDP cannot carry, and sets both ends up.
+pub fn ensure_pair(mtu: u32) -> Result<(), PrepareError> {
+    let mut netlink = Netlink::open()?;
+    let mut facts = links(&mut netlink)?;
+    if ends(&facts) == (None, None) {
+        netlink.create_veth(HOST_KERNEL_IF, HOST_ENGINE_IF)?;
+        // Without addresses of their own the ends have nothing to say by themselves.
+        sysctl("ipv6", HOST_KERNEL_IF, "disable_ipv6", "1");
+        sysctl("ipv6", HOST_ENGINE_IF, "disable_ipv6", "1");
+        facts = links(&mut netlink)?;
+    }
+    let (kernel, engine) = match ends(&facts) {
+        (Some(kernel), Some(engine)) => (kernel, engine),
+        (Some(_), None) => {
+            return Err(PrepareError::HalfPair { present: HOST_KERNEL_IF, missing: HOST_ENGINE_IF });
+        }
+        _ => return Err(PrepareError::HalfPair { present: HOST_ENGINE_IF, missing: HOST_KERNEL_IF }),
+    };
+    // A packet crosses with the checksum and length that it has: no device behind it completes either.
+    offload::turn_off(HOST_KERNEL_IF)?;
+    // The stricter of the device's and the namespace's setting counts; 2 (loose) beats a strict 1.
+    let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter");
+    let value = if strict.is_ok_and(|text| text.trim() == "1") { "2" } else { "0" };
+    sysctl("ipv4", HOST_KERNEL_IF, "rp_filter", value);
+    netlink.set_link(kernel, mtu)?;
+    netlink.set_link(engine, mtu)?;
+    Ok(())
+}
+
+/// Brings addresses and routes of the pair in line with the plan.
+pub fn reconcile(plan: &HostPlan) -> Result<(), PrepareError> {
+    ensure_pair(plan.mtu)?;
+    let mut netlink = Netlink::open()?;
+    let (Some(ifindex), _) = ends(&links(&mut netlink)?) else { return Ok(()) };
+    let listed = netlink.addresses()?.into_iter().flat_map(|m| read::meaning(&m, 0).events);
+    let have: Vec<Ip> = listed
+        .filter_map(|event| match event {
+            KernelEvent::Address(i, ip) if i == ifindex && !is_link_local(ip) => Some(ip),
+            _ => None,
+        })
+        .collect();
+    if plan.addresses.iter().any(|ip| !ip.is_v4()) {
+        sysctl("ipv6", HOST_KERNEL_IF, "disable_ipv6", "0");
+    }
+    for ip in plan.addresses.iter().filter(|ip| !have.contains(ip)) {
+        netlink.set_address(ifindex, *ip, true)?;
+    }
+    let routes = our_routes(&mut netlink, ifindex)?;
+    for prefix in routes.keys().filter(|prefix| !plan.routes.contains_key(prefix)) {
+        netlink.delete_route(*prefix, ifindex)?;
+    }
+    // One route that the kernel refuses must not keep the others out.
+    let mut first_error = None;
+    for (prefix, source) in plan.routes.iter().filter(|(p, source)| routes.get(p) != Some(&Some(**source))) {
+        let result = netlink.add_route(*prefix, ifindex, *source, routes.contains_key(prefix));
+        first_error = first_error.or(result.err());
+    }
+    // Addresses last: the kernel drops routes with their source.
+    for ip in have.iter().filter(|ip| !plan.addresses.contains(ip)) {
+        netlink.set_address(ifindex, *ip, false)?;
+    }
+    first_error.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Removes the pair, and with it everything that leads there.
+pub fn cleanup() -> Result<(), PrepareError> {
+    let mut netlink = Netlink::open()?;
+    let (kernel, engine) = ends(&links(&mut netlink)?);
+    if let Some(ifindex) = kernel.or(engine) {
+        netlink.delete_link(ifindex)?;
+    }
+    Ok(())
+}
+
+fn our_routes(netlink: &mut Netlink, ifindex: u32) -> Result<BTreeMap<Prefix, Option<Ip>>, PrepareError> {
+    let messages = netlink.routes()?;
+    let routes = messages.iter().filter_map(|m| match m {
+        RouteNetlinkMessage::NewRoute(m) => read::route_origin(m),
+        _ => None,
+    });
+    let ours = routes.filter(|(_, oif, protocol, _)| *oif == ifindex && *protocol == ROUTE_PROTOCOL);
+    Ok(ours.map(|(prefix, _, _, source)| (prefix, source)).collect())
+}
+
+fn is_link_local(ip: Ip) -> bool {
+    ip.0[0] == 0xfe && ip.0[1] & 0xc0 == 0x80
+}
+
+/// Sets a per-device setting; where /proc/sys is read-only the node's own value stays, and the log says so.
+fn sysctl(family: &str, device: &str, name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{family}/conf/{device}/{name}");
+    if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) || !Path::new(&path).exists() {
+        return;
+    }
+    if let Err(error) = std::fs::write(&path, value) {
+        tracing::warn!(%path, value, %error, "setting not changed");
+    }
+}

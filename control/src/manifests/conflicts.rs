@@ -1,0 +1,189 @@
+//! Rules that span objects: no two may claim one identity, address or range.
+
+use super::error::{Claimant, FileProblem, Place};
+use super::parse::{Parsed, Placed};
+use crate::index::host_address;
+use crate::object::{Node, Object, ObjectKey, Pod};
+use fairway_tables::{Ip, Prefix};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A file as it would be in force: its content, and whether that is new.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) content: Arc<Parsed>,
+    pub(super) is_new: bool,
+}
+
+/// A rule broken by the object at `index` of `file`.
+#[derive(Debug)]
+pub(super) struct Conflict {
+    pub(super) file: String,
+    pub(super) index: usize,
+    pub(super) problem: FileProblem,
+}
+
+/// One object in its file. The order says who yields: what is new to what is in force, the later file to the
+/// earlier, the later document to the earlier.
+#[derive(Clone, Copy)]
+struct Party<'a> {
+    is_new: bool,
+    file: &'a str,
+    index: usize,
+    placed: &'a Placed,
+}
+
+impl<'a> Party<'a> {
+    fn rank(&self) -> (bool, &'a str, usize) {
+        (self.is_new, self.file, self.index)
+    }
+
+    fn place(&self) -> Place {
+        Place { file: self.file.to_owned(), document: self.placed.document }
+    }
+
+    fn key(&self) -> ObjectKey {
+        self.placed.object.key()
+    }
+
+    fn claimant(&self) -> Claimant {
+        Claimant { object: self.key(), place: self.place() }
+    }
+
+    fn conflict(&self, problem: FileProblem) -> Conflict {
+        Conflict { file: self.file.to_owned(), index: self.index, problem }
+    }
+}
+
+/// The one that yields, and the one that it yields to.
+fn order<'a, T>(a: (Party<'a>, T), b: (Party<'a>, T)) -> ((Party<'a>, T), (Party<'a>, T)) {
+    if a.0.rank() > b.0.rank() { (a, b) } else { (b, a) }
+}
+
+/// Every conflict among the files, each blamed on the object that yields.
+pub(super) fn conflicts(files: &BTreeMap<String, Candidate>) -> Vec<Conflict> {
+    let mut out = Vec::new();
+    let parties = files.iter().flat_map(|(file, candidate)| {
+        let is_new = candidate.is_new;
+        candidate.content.objects.iter().enumerate().map(move |(index, placed)| Party {
+            is_new,
+            file,
+            index,
+            placed,
+        })
+    });
+    let mut by_key: BTreeMap<ObjectKey, Party> = BTreeMap::new();
+    for party in parties {
+        // A repeated object says its other claims twice too; one error is enough.
+        if let Some(other) = by_key.get(&party.key()) {
+            let ((loser, ()), (winner, ())) = order((party, ()), (*other, ()));
+            out.push(loser.conflict(FileProblem::Duplicate(winner.place())));
+        } else {
+            by_key.insert(party.key(), party);
+        }
+    }
+    let nodes: BTreeMap<&str, (Party, &Node)> = by_key
+        .values()
+        .filter_map(|party| match &party.placed.object {
+            Object::Node(node) => Some((node.name.as_str(), (*party, node))),
+            _ => None,
+        })
+        .collect();
+    node_conflicts(&nodes, &mut out);
+    pod_conflicts(&by_key, &nodes, &mut out);
+    service_conflicts(&by_key, &mut out);
+    out
+}
+
+fn node_conflicts(nodes: &BTreeMap<&str, (Party, &Node)>, out: &mut Vec<Conflict>) {
+    let mut ranges: BTreeMap<Prefix, Party> = BTreeMap::new();
+    let mut addresses: BTreeMap<Ip, Party> = BTreeMap::new();
+    let mut overlap = |a: (Party, Prefix), b: (Party, Prefix)| {
+        let ((loser, cidr), (winner, other_cidr)) = order(a, b);
+        out.push(loser.conflict(FileProblem::OverlappingPodCidr {
+            cidr,
+            other_cidr,
+            other: winner.claimant(),
+        }));
+    };
+    for (party, node) in nodes.values() {
+        for cidr in &node.pod_cidrs {
+            match ranges.get(cidr) {
+                Some(other) if other.key() != party.key() => overlap((*party, *cidr), (*other, *cidr)),
+                _ => drop(ranges.insert(*cidr, *party)),
+            }
+        }
+    }
+    // Of two ranges that overlap, one holds the other: look for every range among the shorter ones around it.
+    for (cidr, party) in &ranges {
+        for around in (0..cidr.len()).filter_map(|len| Prefix::new(cidr.addr(), len)) {
+            if let Some(other) = ranges.get(&around) {
+                overlap((*party, *cidr), (*other, around));
+            }
+        }
+    }
+    for (party, node) in nodes.values() {
+        for ip in &node.internal_ips {
+            let Some(other) = addresses.insert(*ip, *party).filter(|other| other.key() != party.key()) else {
+                continue;
+            };
+            let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
+            out.push(loser.conflict(FileProblem::DuplicateNodeIp { ip: *ip, other: winner.claimant() }));
+        }
+    }
+}
+
+fn pod_conflicts(
+    by_key: &BTreeMap<ObjectKey, Party>,
+    nodes: &BTreeMap<&str, (Party, &Node)>,
+    out: &mut Vec<Conflict>,
+) {
+    let mut addresses: BTreeMap<Ip, Party> = BTreeMap::new();
+    for party in by_key.values() {
+        let Object::Pod(pod) = &party.placed.object else { continue };
+        for ip in pod.ips.iter().filter(|_| pod.has_network()) {
+            if let Some(other) = addresses.insert(*ip, *party).filter(|other| other.key() != party.key()) {
+                let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
+                out.push(loser.conflict(FileProblem::DuplicatePodIp { ip: *ip, other: winner.claimant() }));
+            }
+            let Some((node_party, node)) = nodes.get(pod.node.as_str()) else { continue };
+            if let Some(problem) = misplaced(pod, *ip, node) {
+                // The pod is the one to correct, unless it is in force and the node changed under it.
+                let blamed = if party.is_new || !node_party.is_new { party } else { node_party };
+                out.push(blamed.conflict(problem));
+            }
+        }
+    }
+}
+
+fn misplaced(pod: &Pod, ip: Ip, node: &Node) -> Option<FileProblem> {
+    let node_name = pod.node.clone();
+    match node.pod_cidrs.iter().find(|cidr| cidr.contains(ip)) {
+        None => {
+            let cidrs = node.pod_cidrs.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
+            Some(FileProblem::OutsidePodCidr { ip, node: node_name, cidrs })
+        }
+        Some(cidr) if host_address(cidr) == ip => Some(FileProblem::HostAddress { ip, node: node_name }),
+        Some(_) => None,
+    }
+}
+
+fn service_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) {
+    let mut claims: BTreeMap<(Ip, u16, u8), Party> = BTreeMap::new();
+    for party in by_key.values() {
+        let Object::Service(service) = &party.placed.object else { continue };
+        for ip in &service.cluster_ips {
+            for port in &service.ports {
+                let claim = (*ip, port.port, port.proto);
+                let Some(other) = claims.insert(claim, *party).filter(|o| o.key() != party.key()) else {
+                    continue;
+                };
+                let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
+                let (ip, port, proto) = claim;
+                let problem =
+                    FileProblem::DuplicateServiceAddress { ip, port, proto, other: winner.claimant() };
+                out.push(loser.conflict(problem));
+            }
+        }
+    }
+}

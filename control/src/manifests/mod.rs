@@ -1,0 +1,13 @@
+//! A folder of ordinary Kubernetes manifests as a source of objects. [`parse()`] checks one file, `conflicts` what spans
+//! files, [`Folder`] decides what is in force, and [`follow`] watches the disk. Only `watch` does I/O.
+
+mod conflicts;
+mod error;
+mod folder;
+mod parse;
+mod watch;
+
+pub use error::{Claimant, FileProblem, ManifestError, Place, proto_name};
+pub use folder::{Folder, Listing};
+pub use parse::{Parsed, Placed, parse};
+pub use watch::{FolderError, Scan, follow, scan};
