@@ -63,12 +63,14 @@ reasons! {
     WrongVni = "wrong-vni",
     /// An encapsulated packet from an address that is no known node.
     UnknownVtep = "unknown-vtep",
-    /// A packet that belongs to no connection and cannot start one.
-    NotATcpStart = "not-a-tcp-start",
+    /// A TCP reset to a service that belongs to no connection.
+    StrayReset = "stray-reset",
     /// The connection table has no room.
     ConntrackFull = "conntrack-full",
-    /// An ARP packet that is neither a request nor well-formed.
-    BadArp = "bad-arp",
+    /// Another connection's packets come back with the very tuple that this one's would.
+    TupleClash = "tuple-clash",
+    /// An ARP packet that asks nothing of the gateway.
+    ArpIgnored = "arp-ignored",
     /// The frame has no room for the headers to be added.
     NoHeadroom = "no-headroom",
     /// The output port is not open.
@@ -77,8 +79,6 @@ reasons! {
     TxFull = "tx-full",
     /// The hand-off ring to another worker is full.
     HandoffFull = "handoff-full",
-    /// More exceptions in one loop than the worker allows.
-    ExceptionLimit = "exception-limit",
     /// A descriptor from the kernel pointed outside the UMEM.
     BadDescriptor = "bad-descriptor",
 }

@@ -1,0 +1,188 @@
+//! Looking things up: what the dataplane does per packet. No allocation, no lock, no store, no system
+//! call; every look-up is bounded even if the file is damaged.
+
+use crate::keyed::KeyedIter;
+use crate::layout::{Layout, RouteValue, ServiceValue, header};
+use crate::record::*;
+use crate::region::Region;
+use crate::sync::{Arc, Ordering};
+use crate::{Ip, Prefix};
+use bytemuck::Zeroable;
+
+/// Tables in memory, with what a look-up needs at hand.
+pub(crate) struct Shared {
+    pub(crate) region: Arc<Region>,
+    pub(crate) layout: Layout,
+    pub(crate) seed: u64,
+}
+
+impl Shared {
+    pub(crate) fn view(&self) -> View<'_> {
+        View { tables: self }
+    }
+}
+
+/// The tables as a reader sees them. Each object that it returns is one consistent version; two look-ups
+/// may see a batch in between. While a view or anything borrowed from it lives, nothing that it can reach
+/// is reused.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    tables: &'a Shared,
+}
+
+impl<'a> View<'a> {
+    /// Number of the last batch that was applied completely. A look-up that follows sees at least it.
+    #[inline(always)]
+    pub fn generation(&self) -> u64 {
+        self.tables.region.load64(header::GENERATION, Ordering::Acquire)
+    }
+
+    /// What holds for the whole node; all zero if it was never set.
+    #[inline]
+    pub fn settings(&self) -> Settings {
+        self.settings_if_set().unwrap_or_else(Settings::zeroed)
+    }
+
+    #[inline]
+    pub(crate) fn settings_if_set(&self) -> Option<Settings> {
+        self.tables.layout.settings.get(&self.tables.region, self.tables.seed, &0)
+    }
+
+    /// A port.
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<Port> {
+        self.tables.layout.ports.get(&self.tables.region, self.tables.seed, &id)
+    }
+
+    /// All ports, in no particular order.
+    pub fn ports(&self) -> impl Iterator<Item = (PortId, Port)> + use<'a> {
+        self.tables.layout.ports.iter(&self.tables.region)
+    }
+
+    /// The next hop of the longest prefix that holds `ip`.
+    #[inline]
+    pub fn route(&self, ip: Ip) -> Option<NextHop> {
+        self.tables.layout.tries.lookup(&self.tables.region, ip)
+    }
+
+    /// The next hop of exactly this prefix.
+    pub fn exact_route(&self, prefix: &Prefix) -> Option<NextHop> {
+        self.route_value(prefix).map(|value| value.next_hop)
+    }
+
+    pub(crate) fn route_value(&self, prefix: &Prefix) -> Option<RouteValue> {
+        self.tables.layout.routes.get(&self.tables.region, self.tables.seed, prefix)
+    }
+
+    /// All routes, in no particular order.
+    pub fn routes(&self) -> impl Iterator<Item = (Prefix, NextHop)> + use<'a> {
+        self.route_values().map(|(prefix, value)| (prefix, value.next_hop))
+    }
+
+    pub(crate) fn route_values(&self) -> KeyedIter<'a, Prefix, RouteValue> {
+        self.tables.layout.routes.iter(&self.tables.region)
+    }
+
+    /// The pod of this node that has the address.
+    #[inline]
+    pub fn endpoint(&self, ip: Ip) -> Option<Endpoint> {
+        self.tables.layout.endpoints.get(&self.tables.region, self.tables.seed, &ip)
+    }
+
+    /// All pod addresses of this node, in no particular order.
+    pub fn endpoints(&self) -> impl Iterator<Item = (Ip, Endpoint)> + use<'a> {
+        self.tables.layout.endpoints.iter(&self.tables.region)
+    }
+
+    /// The neighbour with address `ip` on the link of `port`.
+    #[inline]
+    pub fn neighbour(&self, ip: Ip, port: PortId) -> Option<Neighbour> {
+        self.neighbour_by_key(&NeighbourKey { ip, port, reserved: 0 })
+    }
+
+    #[inline]
+    pub(crate) fn neighbour_by_key(&self, key: &NeighbourKey) -> Option<Neighbour> {
+        self.tables.layout.neighbours.get(&self.tables.region, self.tables.seed, key)
+    }
+
+    /// All neighbours, in no particular order.
+    pub fn neighbours(&self) -> impl Iterator<Item = (NeighbourKey, Neighbour)> + use<'a> {
+        self.tables.layout.neighbours.iter(&self.tables.region)
+    }
+
+    /// How the remote node with underlay address `remote` is reached.
+    #[inline]
+    pub fn tunnel(&self, remote: Ip) -> Option<Tunnel> {
+        self.tables.layout.tunnels.get(&self.tables.region, self.tables.seed, &remote)
+    }
+
+    /// All remote nodes, in no particular order.
+    pub fn tunnels(&self) -> impl Iterator<Item = (Ip, Tunnel)> + use<'a> {
+        self.tables.layout.tunnels.iter(&self.tables.region)
+    }
+
+    /// A service port with its backends.
+    #[inline]
+    pub fn service(&self, key: &ServiceKey) -> Option<ServiceView<'a>> {
+        let value = self.tables.layout.services.get(&self.tables.region, self.tables.seed, key)?;
+        Some(ServiceView::new(self.tables, value))
+    }
+
+    /// All service ports, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = (ServiceKey, ServiceView<'a>)> + use<'a> {
+        let tables = self.tables;
+        self.service_values().map(move |(key, value)| (key, ServiceView::new(tables, value)))
+    }
+
+    pub(crate) fn service_values(&self) -> KeyedIter<'a, ServiceKey, ServiceValue> {
+        self.tables.layout.services.iter(&self.tables.region)
+    }
+}
+
+/// One version of a service port and its backends.
+#[derive(Clone, Copy)]
+pub struct ServiceView<'a> {
+    tables: &'a Shared,
+    value: ServiceValue,
+}
+
+impl<'a> ServiceView<'a> {
+    #[inline]
+    fn new(tables: &'a Shared, mut value: ServiceValue) -> ServiceView<'a> {
+        if !tables.layout.backends.holds(value.first, value.count) {
+            value.count = 0; // A damaged file.
+        }
+        ServiceView { tables, value }
+    }
+
+    /// What is fixed for the service port.
+    #[inline]
+    pub fn service(&self) -> Service {
+        self.value.service
+    }
+
+    /// How many backends there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.value.count as usize
+    }
+
+    /// Whether there is no backend.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.value.count == 0
+    }
+
+    /// Backend number `i`, in the order in which they were set.
+    #[inline]
+    pub fn backend(&self, i: usize) -> Option<Backend> {
+        (i < self.len())
+            .then(|| self.tables.region.read(self.tables.layout.backends.at(self.value.first + i as u32)))
+    }
+
+    /// All backends, in the order in which they were set.
+    pub fn backends(&self) -> impl Iterator<Item = Backend> + use<'a> {
+        let this = *self;
+        (0..this.len()).filter_map(move |i| this.backend(i))
+    }
+}
