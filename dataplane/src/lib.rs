@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Fairway's forwarding engine. docs/dataplane.md walks a packet through it.
+//!
+//! What lives here: packet views ([`wire`]), the pure function over bursts ([`process`]) with its tiers
+//! ([`flow`], [`walk`], [`exception`]), connections ([`conntrack`]), and around them the worker loop and the
+//! process ([`worker`], [`engine`]). Nothing here talks to Kubernetes, and nothing below `worker` does I/O.
+
+pub mod clock;
+pub mod conntrack;
+pub mod counters;
+pub mod engine;
+pub mod exception;
+pub mod flow;
+mod hash;
+pub mod parse;
+mod process;
+pub mod sleep;
+pub mod stages;
+pub mod state;
+pub mod testkit;
+pub mod tx;
+pub mod walk;
+pub mod wire;
+pub mod worker;
+
+pub use clock::Now;
+pub use hash::random_seed;
+pub use process::process;
+pub use state::WorkerState;
+pub use tx::TxBatches;

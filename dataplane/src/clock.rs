@@ -1,0 +1,60 @@
+//! Time: the TSC for costs, `CLOCK_MONOTONIC` for what outlives the process.
+
+// UNSAFETY: reading the TSC and the kernel's clock are calls into the CPU and libc.
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Time stamp counter, in clocks.
+#[inline(always)]
+pub fn tsc() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: RDTSC reads a counter and changes nothing.
+    unsafe {
+        std::arch::x86_64::_rdtsc()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        monotonic_ns()
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`: time since boot, the same for every process.
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec, which we own.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Clocks per nanosecond, measured once over 20 ms.
+pub fn tsc_per_ns() -> f64 {
+    static RATE: OnceLock<f64> = OnceLock::new();
+    *RATE.get_or_init(|| {
+        let (start, clocks) = (Instant::now(), tsc());
+        std::thread::sleep(Duration::from_millis(20));
+        (tsc() - clocks) as f64 / start.elapsed().as_nanos() as f64
+    })
+}
+
+/// The time that [`process`](crate::process) is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Seconds of `CLOCK_MONOTONIC`.
+    pub seconds: u32,
+}
+
+impl Now {
+    /// Reads the clock.
+    pub fn read() -> Now {
+        Now { seconds: (monotonic_ns() / 1_000_000_000) as u32 }
+    }
+
+    /// What flow entries are stamped with: steps of four seconds, so that a busy flow tells the connection
+    /// table that it lives at most that often.
+    #[inline(always)]
+    pub fn tick(self) -> u32 {
+        self.seconds >> 2
+    }
+}

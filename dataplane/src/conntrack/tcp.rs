@@ -1,0 +1,198 @@
+//! States of a connection and how long each lasts without a packet.
+//!
+//! TCP states follow RFC 9293 section 3.3.2 as seen from the middle, simplified to what decides a timeout.
+//! UDP and ICMP conversations are unreplied or replied (RFC 4787 section 4.3, RFC 5508 section 3.2).
+
+use super::Direction;
+use crate::wire::{proto, tcp_flags};
+
+/// See the module's head. The numbers are part of the file's layout.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum State {
+    /// A place that holds no connection.
+    Free = 0,
+    /// Packets seen one way only; for TCP a SYN.
+    New = 1,
+    /// TCP: SYN-ACK seen.
+    SynReceived = 2,
+    /// Packets seen both ways; for TCP the handshake is complete, or was before we looked.
+    Established = 3,
+    /// TCP: one side has sent FIN.
+    FinWait = 4,
+    /// TCP: both sides have sent FIN.
+    TimeWait = 5,
+    /// TCP: RST seen.
+    Closed = 6,
+}
+
+impl State {
+    pub(super) fn from_bits(bits: u32) -> State {
+        match bits & 0xff {
+            1 => State::New,
+            2 => State::SynReceived,
+            3 => State::Established,
+            4 => State::FinWait,
+            5 => State::TimeWait,
+            6 => State::Closed,
+            _ => State::Free,
+        }
+    }
+
+    /// Whether a SYN on the same tuple begins a new connection (RFC 9293 section 3.6.1).
+    pub fn may_be_reused(self) -> bool {
+        matches!(self, State::Free | State::TimeWait | State::Closed)
+    }
+}
+
+/// The direction that sent the first FIN is remembered beside the state.
+const FIN_FROM_REPLY: u32 = 1 << 8;
+
+/// The state word of a connection whose first packet has these control bits.
+pub(super) fn initial(protocol: u8, flags: u8) -> u32 {
+    let state = if protocol != proto::TCP || flags & tcp_flags::SYN != 0 {
+        State::New
+    } else {
+        // Begun before we looked: picked up in the middle, as the kernel does (nf_conntrack_tcp_loose).
+        State::Established
+    };
+    state as u32
+}
+
+/// The state word after a packet.
+pub(super) fn next(word: u32, protocol: u8, direction: Direction, flags: u8) -> u32 {
+    let state = State::from_bits(word);
+    let reply = direction == Direction::Reply;
+    if protocol != proto::TCP {
+        return if reply && state == State::New { State::Established as u32 } else { word };
+    }
+    if flags & tcp_flags::RST != 0 {
+        return State::Closed as u32;
+    }
+    if flags & tcp_flags::FIN != 0 {
+        let from = if reply { FIN_FROM_REPLY } else { 0 };
+        return match state {
+            State::FinWait if word & FIN_FROM_REPLY != from => State::TimeWait as u32,
+            State::FinWait | State::TimeWait | State::Closed => word,
+            _ => State::FinWait as u32 | from,
+        };
+    }
+    match state {
+        State::New if reply && flags & tcp_flags::SYN != 0 => State::SynReceived as u32,
+        // A reply that is no SYN-ACK: we saw only the end of the handshake.
+        State::New if reply => State::Established as u32,
+        State::SynReceived if !reply && flags & tcp_flags::ACK != 0 => State::Established as u32,
+        _ => word,
+    }
+}
+
+/// Seconds without a packet after which a connection is forgotten. Defaults are the kernel's
+/// (`nf_conntrack_*_timeout*`), except those that kube-proxy sets: established TCP one day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP before the handshake is answered.
+    pub tcp_syn_s: u32,
+    /// TCP between SYN-ACK and ACK.
+    pub tcp_syn_received_s: u32,
+    /// Established TCP.
+    pub tcp_established_s: u32,
+    /// TCP after the first FIN.
+    pub tcp_fin_s: u32,
+    /// TCP after both FINs.
+    pub tcp_time_wait_s: u32,
+    /// TCP after RST.
+    pub tcp_closed_s: u32,
+    /// UDP without a reply.
+    pub udp_s: u32,
+    /// UDP with replies.
+    pub udp_stream_s: u32,
+    /// ICMP and everything else.
+    pub other_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            tcp_syn_s: 120,
+            tcp_syn_received_s: 60,
+            tcp_established_s: 86_400,
+            tcp_fin_s: 120,
+            tcp_time_wait_s: 120,
+            tcp_closed_s: 10,
+            udp_s: 30,
+            udp_stream_s: 120,
+            other_s: 30,
+        }
+    }
+}
+
+impl Timeouts {
+    /// How long a connection in this state lasts.
+    pub fn of(&self, protocol: u8, state: State) -> u32 {
+        match (protocol, state) {
+            (_, State::Free) => 0,
+            (proto::TCP, State::New) => self.tcp_syn_s,
+            (proto::TCP, State::SynReceived) => self.tcp_syn_received_s,
+            (proto::TCP, State::Established) => self.tcp_established_s,
+            (proto::TCP, State::FinWait) => self.tcp_fin_s,
+            (proto::TCP, State::TimeWait) => self.tcp_time_wait_s,
+            (proto::TCP, State::Closed) => self.tcp_closed_s,
+            (proto::UDP, State::New) => self.udp_s,
+            (proto::UDP, _) => self.udp_stream_s,
+            _ => self.other_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Direction::{Original, Reply};
+    use tcp_flags::{ACK, FIN, RST, SYN};
+
+    fn run(packets: &[(Direction, u8)]) -> State {
+        let mut word = initial(proto::TCP, packets[0].1);
+        for (direction, flags) in &packets[1..] {
+            word = next(word, proto::TCP, *direction, *flags);
+        }
+        State::from_bits(word)
+    }
+
+    #[test]
+    fn a_handshake_establishes_and_two_fins_end() {
+        let handshake = [(Original, SYN), (Reply, SYN | ACK), (Original, ACK)];
+        assert_eq!(run(&handshake[..1]), State::New);
+        assert_eq!(run(&handshake[..2]), State::SynReceived);
+        assert_eq!(run(&handshake), State::Established);
+        let mut all = handshake.to_vec();
+        all.push((Reply, FIN | ACK));
+        assert_eq!(run(&all), State::FinWait);
+        all.push((Reply, FIN | ACK));
+        assert_eq!(run(&all), State::FinWait, "a repeated FIN is not the other side's");
+        all.push((Original, FIN | ACK));
+        assert_eq!(run(&all), State::TimeWait);
+        assert!(State::TimeWait.may_be_reused());
+    }
+
+    #[test]
+    fn a_reset_closes_in_any_state() {
+        for n in 1..=3 {
+            let mut packets = vec![(Original, SYN), (Reply, SYN | ACK), (Original, ACK)];
+            packets.truncate(n);
+            packets.push((Reply, RST));
+            assert_eq!(run(&packets), State::Closed);
+        }
+    }
+
+    #[test]
+    fn a_connection_begun_before_we_looked_is_established() {
+        assert_eq!(run(&[(Original, ACK)]), State::Established);
+    }
+
+    #[test]
+    fn udp_is_established_by_a_reply() {
+        let word = initial(proto::UDP, 0);
+        assert_eq!(State::from_bits(next(word, proto::UDP, Original, 0)), State::New);
+        assert_eq!(State::from_bits(next(word, proto::UDP, Reply, 0)), State::Established);
+    }
+}

@@ -1,0 +1,238 @@
+//! Ports in step with the tables: opened when control lists them, closed when it does not any more.
+
+use crate::sleep::Waker;
+use crate::worker::{Command, Mailbox, Owners, PollMode};
+use fairway_pmd::Queue;
+use fairway_pmd::af_xdp::{AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
+use fairway_pmd::steering::{PortClass, Steering, SteeringError};
+use fairway_tables::{OpenError, Port, PortId, PortKind, Reader};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long to wait before a port that could not be opened is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Workers' mailboxes and wakers, by worker.
+type Mailboxes<'a> = [(&'a Mailbox, &'a Waker)];
+
+#[derive(Debug, thiserror::Error)]
+enum PortError {
+    #[error(transparent)]
+    AfXdp(#[from] AfXdpError),
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
+    #[error("port {0:?} has no valid kind in the tables; restart fairway-control")]
+    Kind(PortId),
+}
+
+struct Open {
+    port: Port,
+    ifindex: u32,
+}
+
+/// What is open.
+pub(super) struct Ports {
+    af_xdp: AfXdp,
+    steering: Steering,
+    tables: Reader,
+    owners: Arc<Owners>,
+    poll: PollMode,
+    generation: Option<u64>,
+    open: BTreeMap<PortId, Open>,
+    failed: BTreeMap<PortId, String>,
+    retry_at: Instant,
+}
+
+impl Ports {
+    pub(super) fn new(
+        af_xdp: AfXdp,
+        steering: Steering,
+        tables: Reader,
+        owners: Arc<Owners>,
+        poll: PollMode,
+    ) -> Ports {
+        Ports {
+            af_xdp,
+            steering,
+            tables,
+            owners,
+            poll,
+            generation: None,
+            open: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            retry_at: Instant::now(),
+        }
+    }
+
+    /// Closes what is no longer listed, opens what is newly listed, and tries again what failed.
+    pub(super) fn sync(&mut self, workers: &Mailboxes<'_>) {
+        let generation = self.tables.view().generation();
+        let due = !self.failed.is_empty() && Instant::now() >= self.retry_at;
+        if self.generation != Some(generation) || due {
+            self.generation = Some(generation);
+            self.retry_at = Instant::now() + RETRY;
+            let view = self.tables.view();
+            let wanted: BTreeMap<PortId, Port> = view.ports().collect();
+            let settings = view.settings();
+            self.steer(settings.node_ip.into(), settings.vxlan_port);
+            self.close_unwanted(&wanted, workers);
+            for (id, port) in wanted {
+                if !self.open.contains_key(&id) {
+                    self.try_open(id, port, workers);
+                }
+            }
+        }
+        self.tables.quiescent();
+    }
+
+    /// Whether control has begun other tables than those that are read here.
+    pub(super) fn tables_superseded(&self) -> bool {
+        self.tables.is_superseded()
+    }
+
+    /// Goes over to control's new tables, workers included. Connections stay.
+    pub(super) fn reopen_tables(&mut self, run_dir: &Path, workers: &Mailboxes<'_>) -> Result<(), OpenError> {
+        tracing::info!("the tables were made anew; going over to them");
+        self.tables = Reader::open(run_dir, "engine")?;
+        self.generation = None;
+        for (mailbox, waker) in workers {
+            let reader = Reader::open(run_dir, "worker")?;
+            if mailbox.commands.push(Command::Tables(Box::new(reader))).is_err() {
+                tracing::error!("a worker does not take commands");
+            }
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn steer(&mut self, node: IpAddr, vxlan_port: u16) {
+        if let Err(error) = self.steering.set_node(&[node], &[vxlan_port]) {
+            tracing::error!(%error, "tunnels are not steered to the engine");
+        }
+    }
+
+    fn close_unwanted(&mut self, wanted: &BTreeMap<PortId, Port>, workers: &Mailboxes<'_>) {
+        self.failed.retain(|id, _| wanted.contains_key(id));
+        let gone: Vec<PortId> = self
+            .open
+            .iter()
+            .filter(|(id, open)| {
+                // A device that was made anew under its old name is another device.
+                wanted
+                    .get(id)
+                    .is_none_or(|port| port.ifname != open.port.ifname || port.kind != open.port.kind)
+                    || device_index(open.port.ifname()) != Some(open.ifindex)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            let Some(open) = self.open.remove(&id) else { continue };
+            tracing::info!(port = id.0, ifname = open.port.ifname(), "port closes");
+            if let Err(error) = self.steering.detach(open.ifindex) {
+                tracing::debug!(%error, "the device is gone with its program");
+            }
+            self.owners.set(id, None);
+            tell(workers, || Command::Close(id));
+        }
+    }
+
+    fn try_open(&mut self, id: PortId, port: Port, workers: &Mailboxes<'_>) {
+        match self.open_port(id, &port, workers) {
+            Ok(ifindex) => {
+                self.failed.remove(&id);
+                self.open.insert(id, Open { port, ifindex });
+            }
+            Err(error) => {
+                let text = error.to_string();
+                // Each fault is said once, not twice a second.
+                if self.failed.get(&id) != Some(&text) {
+                    tracing::warn!(
+                        port = id.0,
+                        ifname = port.ifname(),
+                        error = text,
+                        "port cannot be opened yet"
+                    );
+                    self.failed.insert(id, text);
+                }
+            }
+        }
+    }
+
+    fn open_port(&mut self, id: PortId, port: &Port, workers: &Mailboxes<'_>) -> Result<u32, PortError> {
+        let kind = port.kind().ok_or(PortError::Kind(id))?;
+        let (class, mut config) = match kind {
+            PortKind::Uplink => (PortClass::Uplink, AfXdpConfig::uplink()),
+            PortKind::Pod => (PortClass::Pod, AfXdpConfig::pod()),
+            PortKind::Host => (PortClass::Host, AfXdpConfig::pod()),
+        };
+        if self.poll == PollMode::Busy && kind == PortKind::Uplink {
+            config.busy_poll = Some(BusyPoll::default());
+        }
+        let attachment = self.steering.attach(port.ifname(), class)?;
+        let opened =
+            self.af_xdp.open(port.ifname(), id.0, &config).map_err(PortError::from).and_then(|queues| {
+                self.steering.register_queues(&queues)?;
+                Ok(queues)
+            });
+        let queues = match opened {
+            Ok(queues) => queues,
+            Err(error) => {
+                let _ = self.steering.detach(attachment.ifindex);
+                return Err(error);
+            }
+        };
+        tracing::info!(
+            port = id.0,
+            ifname = port.ifname(),
+            ?kind,
+            queues = queues.len(),
+            mode = ?queues.first().map(AfXdpQueue::mode),
+            "port opens"
+        );
+        self.assign(id, kind, queues, workers);
+        Ok(attachment.ifindex)
+    }
+
+    /// Gives each queue to a worker: a pod's to one, several queues of a NIC to all in turn. Workers that
+    /// have none of the port's queues hand its packets to the owner of the first.
+    fn assign(&mut self, id: PortId, kind: PortKind, queues: Vec<AfXdpQueue>, workers: &Mailboxes<'_>) {
+        let first = if kind == PortKind::Pod { id.index() % workers.len() } else { 0 };
+        tell(workers, || Command::Know(id, kind));
+        for (index, queue) in queues.into_iter().enumerate() {
+            let (mailbox, waker) = workers[(first + index) % workers.len()];
+            let queue: Box<dyn Queue> = Box::new(queue);
+            if mailbox.commands.push(Command::Open { port: id, kind, queue }).is_err() {
+                tracing::error!(port = id.0, "a worker does not take commands; the queue stays closed");
+            }
+            waker.wake();
+        }
+        self.owners.set(id, Some(first as u16));
+    }
+
+    /// Takes the steering program off every device, so that packets go to the kernel from now on.
+    pub(super) fn detach_all(&mut self) {
+        for open in self.open.values() {
+            if let Err(error) = self.steering.detach(open.ifindex) {
+                tracing::debug!(%error, "the device is gone with its program");
+            }
+        }
+    }
+}
+
+fn tell(workers: &Mailboxes<'_>, command: impl Fn() -> Command) {
+    for (mailbox, waker) in workers {
+        if mailbox.commands.push(command()).is_err() {
+            tracing::error!("a worker does not take commands");
+        }
+        waker.wake();
+    }
+}
+
+/// Index of a device of this name, if there is one.
+fn device_index(ifname: &str) -> Option<u32> {
+    let path = format!("/sys/class/net/{ifname}/ifindex");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}

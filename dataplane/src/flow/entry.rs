@@ -1,0 +1,109 @@
+//! A flow's key and what to do with its packets: plain data, one cache line.
+
+use crate::hash::fold_multiply;
+use bytemuck::{Pod, Zeroable};
+
+/// What identifies a flow on this worker: the IPv4 5-tuple and where it came in. Fields are raw.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: u32,
+    /// Destination address.
+    pub dst: u32,
+    /// Source and destination port; ICMP echo has its identifier twice, other protocols zero.
+    pub ports: u32,
+    /// Protocol, ingress port, and a bit that is always set: zero is no key.
+    meta: u32,
+    /// Outer source address of a packet from a tunnel, so that an entry vouches for the node it came from.
+    pub outer: u32,
+}
+
+impl FlowKey {
+    /// Ingress of packets that came through a tunnel, whatever the uplink.
+    pub const TUNNEL: u16 = u16::MAX;
+
+    /// A key from raw fields and an ingress port (or [`FlowKey::TUNNEL`]).
+    #[inline(always)]
+    pub fn new(src: u32, dst: u32, ports: u32, proto: u8, ingress: u16, outer: u32) -> FlowKey {
+        FlowKey { src, dst, ports, meta: 1 << 31 | u32::from(ingress) << 8 | u32::from(proto), outer }
+    }
+
+    /// IP protocol number.
+    #[inline]
+    pub fn proto(&self) -> u8 {
+        self.meta as u8
+    }
+
+    /// Whether the packet came through a tunnel.
+    #[inline]
+    pub fn is_tunnelled(&self) -> bool {
+        (self.meta >> 8) as u16 == FlowKey::TUNNEL
+    }
+
+    /// A well-mixed hash: two 64×64-bit multiplications, folded. The seed is drawn per process, so that
+    /// nobody outside can aim at one chain.
+    #[inline(always)]
+    pub fn hash(&self, seed: u64) -> u64 {
+        let addresses = u64::from(self.src) | u64::from(self.dst) << 32;
+        let rest = u64::from(self.ports) | u64::from(self.meta) << 32;
+        let outer = u64::from(self.outer).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let first = fold_multiply(addresses ^ seed, 0xa076_1d64_78bd_642f);
+        fold_multiply(first ^ outer, rest ^ 0xe703_7ed1_a0b4_28db)
+    }
+}
+
+/// What to do with the packets of one flow.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct FlowEntry {
+    /// The flow; an empty slot has an all-zero key.
+    pub key: FlowKey,
+    /// Low half of the table generation under which the entry was compiled.
+    pub generation: u32,
+    /// Source address to write.
+    pub new_src: u32,
+    /// Destination address to write.
+    pub new_dst: u32,
+    /// Ports to write.
+    pub new_ports: u32,
+    /// What to add to the IPv4 header checksum (RFC 1624): addresses and the TTL.
+    pub ip_delta: u16,
+    /// What to add to the TCP or UDP checksum.
+    pub l4_delta: u16,
+    /// Index into the worker's [`Templates`](super::Templates).
+    pub template: u16,
+    /// Output port.
+    pub out_port: u16,
+    /// Largest IP packet that the output takes.
+    pub mtu: u16,
+    /// Source port of the encapsulation.
+    pub entropy: u16,
+    /// [`FlowEntry::NAT`], [`FlowEntry::ENCAP`], [`FlowEntry::REPLY`].
+    pub flags: u32,
+    /// The connection in the connection table.
+    pub conn: u32,
+    /// That connection's generation, to notice that its place was given to another.
+    pub conn_generation: u32,
+    /// Tick of the last time that the connection was told that it lives.
+    pub touched: u32,
+}
+
+impl FlowEntry {
+    /// Addresses or ports change.
+    pub const NAT: u32 = 1;
+    /// The template is an encapsulation.
+    pub const ENCAP: u32 = 2;
+    /// The flow is its connection's reply direction.
+    pub const REPLY: u32 = 4;
+    /// No connection stands behind the flow.
+    pub const NO_CONNECTION: u32 = u32::MAX;
+
+    /// Whether the slot is free.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.key.meta == 0
+    }
+}
+
+const _: () = assert!(size_of::<FlowEntry>() == 64);

@@ -1,0 +1,88 @@
+//! The one place that changes a packet on its way through: decapsulate, TTL, addresses, ports, checksums,
+//! Ethernet header or encapsulation. Flow hits and first packets both end here.
+
+use super::{FlowEntry, Template};
+use crate::parse::Parsed;
+use crate::wire::{ETH_LEN, checksum, ipv4, proto, put_raw16, put_raw32, raw16, vxlan};
+use fairway_pmd::Frame;
+use fairway_tables::DropReason;
+
+/// What is wanted of one packet: the flow entry says it.
+pub type Rewrite = FlowEntry;
+
+/// Rewrites `frame`, which `parsed` was read from, as `entry` says. The caller has checked the TTL and the
+/// MTU.
+///
+/// # Errors
+/// [`DropReason::NoHeadroom`] if the frame cannot take the encapsulation; then it is partly rewritten and
+/// must be dropped.
+#[inline(always)]
+pub fn apply(
+    frame: &mut Frame,
+    parsed: &Parsed,
+    entry: &Rewrite,
+    template: &Template,
+) -> Result<(), DropReason> {
+    if parsed.l2 != 0 {
+        frame.trim_front(usize::from(parsed.l2));
+    }
+    // Leaves Ethernet padding behind.
+    frame.set_len(ETH_LEN + usize::from(parsed.ip_len));
+    rewrite_ip(frame.bytes_mut(), parsed, entry)?;
+    if entry.flags & FlowEntry::ENCAP == 0 {
+        let Some(ethernet) = frame.bytes_mut().first_chunk_mut::<ETH_LEN>() else {
+            return Err(DropReason::Truncated);
+        };
+        ethernet.copy_from_slice(&template.0[..ETH_LEN]);
+        return Ok(());
+    }
+    if !frame.prepend(vxlan::OVERHEAD) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let Some(header) = frame.bytes_mut().first_chunk_mut::<{ vxlan::HEADER_LEN }>() else {
+        return Err(DropReason::Truncated);
+    };
+    *header = template.0;
+    vxlan::complete(header, parsed.ip_len, entry.entropy);
+    Ok(())
+}
+
+#[inline(always)]
+fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed, entry: &Rewrite) -> Result<(), DropReason> {
+    const SMALLEST: usize = ETH_LEN + ipv4::LEN;
+    let Some((head, rest)) = bytes.split_first_chunk_mut::<SMALLEST>() else {
+        return Err(DropReason::Truncated);
+    };
+    let Some(ip) = head.last_chunk_mut::<{ ipv4::LEN }>() else { return Err(DropReason::Truncated) };
+    ip[8] = ip[8].wrapping_sub(1);
+    let sum = checksum::update(raw16(ip, ipv4::CHECKSUM), entry.ip_delta);
+    put_raw16(ip, ipv4::CHECKSUM, sum);
+    if entry.flags & FlowEntry::NAT == 0 {
+        return Ok(());
+    }
+    put_raw32(ip, ipv4::SRC, entry.new_src);
+    put_raw32(ip, ipv4::DST, entry.new_dst);
+    let l4 = rest.get_mut(usize::from(parsed.ip_header_len) - ipv4::LEN..).ok_or(DropReason::Truncated)?;
+    match parsed.key.proto() {
+        proto::TCP => {
+            let tcp = l4.first_chunk_mut::<20>().ok_or(DropReason::Truncated)?;
+            put_raw32(tcp, 0, entry.new_ports);
+            let sum = checksum::update(raw16(tcp, 16), entry.l4_delta);
+            put_raw16(tcp, 16, sum);
+        }
+        proto::UDP => {
+            let udp = l4.first_chunk_mut::<8>().ok_or(DropReason::Truncated)?;
+            put_raw32(udp, 0, entry.new_ports);
+            // Zero says that the sender computed none (RFC 768); a sum that comes out as zero is sent as
+            // all ones.
+            let old = raw16(udp, 6);
+            if old != 0 {
+                let sum = checksum::update(old, entry.l4_delta);
+                put_raw16(udp, 6, if sum == 0 { 0xffff } else { sum });
+            }
+        }
+        // An echo message's checksum does not cover addresses, and its identifier is not translated.
+        _ => {}
+    }
+    Ok(())
+}

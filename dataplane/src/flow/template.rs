@@ -1,0 +1,93 @@
+//! What goes in front of a packet, prepared once per destination: an Ethernet header, or a whole VXLAN
+//! encapsulation. A worker has few templates (pods here, nodes there), so they stay in its L1 and L2 caches.
+
+use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, put16, vxlan};
+use fairway_tables::{Ip, Mac, PortId};
+use std::collections::HashMap;
+
+/// Index of a template.
+pub type TemplateId = u16;
+
+/// One cache line of header bytes: 64 for an encapsulation, 14 for Ethernet alone.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Template(pub [u8; vxlan::HEADER_LEN]);
+
+impl Template {
+    /// An Ethernet header for IPv4.
+    pub fn ethernet(dst: Mac, src: Mac) -> Template {
+        let mut bytes = [0; vxlan::HEADER_LEN];
+        bytes[..6].copy_from_slice(&dst.0);
+        bytes[6..12].copy_from_slice(&src.0);
+        put16(&mut bytes, ETH_LEN - 2, ETHERTYPE_IPV4);
+        Template(bytes)
+    }
+
+    /// An encapsulation.
+    pub fn vxlan(encap: &vxlan::Encap) -> Template {
+        Template(encap.template())
+    }
+}
+
+/// What a template leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TemplateKey {
+    /// A pod of this node.
+    Pod(Ip),
+    /// A remote node.
+    Node(Ip),
+    /// A neighbour on a link.
+    Neighbour(Ip, PortId),
+    /// The host's own stack.
+    Host,
+}
+
+/// A worker's templates. Flow entries hold indices, which stay valid until [`Templates::clear`].
+pub struct Templates {
+    bytes: Vec<Template>,
+    index: HashMap<TemplateKey, TemplateId>,
+}
+
+impl Templates {
+    /// Most templates that indices can name.
+    pub const CAPACITY: usize = 1 << 15;
+
+    /// No templates, with room for all that will come (nothing is allocated later).
+    pub fn new() -> Templates {
+        Templates { bytes: Vec::with_capacity(Self::CAPACITY), index: HashMap::with_capacity(Self::CAPACITY) }
+    }
+
+    /// The template's bytes.
+    #[inline(always)]
+    pub fn get(&self, id: TemplateId) -> Option<&Template> {
+        self.bytes.get(usize::from(id))
+    }
+
+    /// Stores what leads to `key`, and returns its index; `None` if there is no room, upon which the caller
+    /// clears templates and flows.
+    pub fn set(&mut self, key: TemplateKey, template: Template) -> Option<TemplateId> {
+        if let Some(&id) = self.index.get(&key) {
+            self.bytes[usize::from(id)] = template;
+            return Some(id);
+        }
+        if self.bytes.len() == Self::CAPACITY {
+            return None;
+        }
+        let id = self.bytes.len() as TemplateId;
+        self.bytes.push(template);
+        self.index.insert(key, id);
+        Some(id)
+    }
+
+    /// Forgets every template; every flow entry must be forgotten with them.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.index.clear();
+    }
+}
+
+impl Default for Templates {
+    fn default() -> Templates {
+        Templates::new()
+    }
+}

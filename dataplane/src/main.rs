@@ -1,0 +1,83 @@
+//! `fairway-dataplane`: the engine's process.
+
+use clap::Parser;
+use fairway_dataplane::engine::{self, Config, parse_cores};
+use fairway_dataplane::worker::PollMode;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tracing_subscriber::EnvFilter;
+
+/// Fairway's forwarding engine. Serves the ports that fairway-control lists in the run folder's tables.
+#[derive(Parser)]
+#[command(name = "fairway-dataplane", version)]
+struct Args {
+    /// Folder shared with fairway-control: tables, connections, counters
+    #[arg(long, default_value = "/run/fairway")]
+    run_dir: PathBuf,
+    /// Number of workers, on the highest-numbered cores
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Cores to pin workers to, one worker each, such as 2,3 or 2-5; instead of --workers
+    #[arg(long)]
+    cores: Option<String>,
+    /// When workers may sleep: adaptive spins for --spin-us and then sleeps; busy never sleeps
+    #[arg(long, value_enum, default_value_t = Poll::Adaptive)]
+    poll: Poll,
+    /// Idle microseconds before an adaptive worker sleeps
+    #[arg(long, default_value_t = 50)]
+    spin_us: u32,
+    /// Frames of 2 KiB for packets: 512 per pod, 2048 per uplink queue, and as many on their way
+    #[arg(long, default_value_t = 65536)]
+    frames: u32,
+    /// Use 4 KiB pages for packets even where larger ones are to be had
+    #[arg(long)]
+    no_huge_pages: bool,
+    /// Flows per worker at best speed (128 bytes each)
+    #[arg(long, default_value_t = 262_144)]
+    flows: usize,
+    /// Connections that can be tracked (160 bytes each)
+    #[arg(long, default_value_t = 1_000_000)]
+    connections: u32,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Poll {
+    Adaptive,
+    Busy,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let config = Config {
+        run_dir: args.run_dir,
+        cores: args.cores.as_deref().map(parse_cores).transpose()?.unwrap_or_default(),
+        workers: args.workers,
+        poll: match args.poll {
+            Poll::Busy => PollMode::Busy,
+            Poll::Adaptive => PollMode::Adaptive { spin_us: args.spin_us },
+        },
+        frames: args.frames,
+        huge_pages: !args.no_huge_pages,
+        flows: args.flows,
+        connections: args.connections,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    engine::run(&config, &stop)?;
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! The engine's heart: one function from a received burst to batches to send, without I/O.
+//!
+//! Cost tiers, and what each may do:
+//! 1. **Flow hit** (nearly every packet): parse, hash, one cache line of flow table, one of template, rewrite.
+//!    No allocation, no lock, no table of control's, no other worker's memory; the connection table hears of
+//!    the flow every four seconds, and of TCP control bits.
+//! 2. **Flow miss**: the [`walk`](crate::walk) through control's tables and the connection table. May take the
+//!    connection table's chain locks when it inserts. Its result is the flow entry that the next packet hits.
+//! 3. **Exceptions**: ARP and echo requests are answered in place; everything else here is a counted drop.
+//!
+//! A burst goes through each step as a whole (parse all and prefetch all, look up all, rewrite all), so that
+//! cache misses of different packets overlap. Every frame taken from `rx` ends in exactly one of `tx` or,
+//! with a reason counted, `cache` (invariants I1 and I2).
+
+use crate::clock::Now;
+use crate::conntrack::{ConnRef, Direction};
+use crate::exception::{self, Answer};
+use crate::flow::{self, FlowEntry};
+use crate::parse::{Class, Parsed, parse};
+use crate::state::WorkerState;
+use crate::tx::TxBatches;
+use crate::walk::{self, Outcome};
+use crate::wire::tcp_flags;
+use arrayvec::ArrayVec;
+use fairway_pmd::{Burst, Frame, FrameCache, MAX_BURST};
+use fairway_tables::stats::{Counter, Stage};
+use fairway_tables::{DropReason, PortId, View};
+
+/// Processes a burst that one port received. `rx` is empty afterwards.
+pub fn process(
+    rx: &mut Burst,
+    ingress: PortId,
+    tables: View<'_>,
+    worker: &mut WorkerState,
+    now: Now,
+    cache: &mut FrameCache,
+    tx: &mut TxBatches,
+) {
+    let count = rx.len();
+    if count == 0 {
+        return;
+    }
+    worker.sync(tables);
+    worker.counters.received(ingress.0, count as u64, rx.iter().map(|frame| frame.len() as u64).sum());
+    let Some(port) = worker.ingress(ingress) else {
+        for frame in rx.drain(..) {
+            worker.counters.dropped(DropReason::PortDown, ingress.0);
+            cache.free(frame);
+        }
+        return;
+    };
+
+    worker.stages.begin();
+    let burst_start = worker.stages.start();
+    let mut packets: ArrayVec<(Class, u64), MAX_BURST> = ArrayVec::new();
+    for frame in rx.iter() {
+        let class = parse(frame.bytes(), &port);
+        let mut hash = 0;
+        if let Class::Flow(parsed) = &class {
+            hash = parsed.key.hash(worker.flows.seed());
+            worker.flows.prefetch(hash);
+        }
+        packets.push((class, hash));
+    }
+    worker.stages.lap(Stage::Parse, count);
+
+    let mut slots: ArrayVec<Option<usize>, MAX_BURST> = ArrayVec::new();
+    for (class, hash) in &packets {
+        slots.push(match class {
+            Class::Flow(parsed) => worker.flows.find(*hash, &parsed.key),
+            _ => None,
+        });
+    }
+    worker.stages.lap(Stage::FlowLookup, count);
+
+    let mut misses = 0;
+    for ((mut frame, (class, hash)), slot) in rx.drain(..).zip(&packets).zip(&slots) {
+        let verdict = match class {
+            Class::Flow(parsed) => match slot.and_then(|slot| hit(worker, slot, parsed, now)) {
+                Some(slot) => {
+                    let entry = worker.flows.entry(slot);
+                    forward(worker, &mut frame, parsed, entry)
+                }
+                None => {
+                    misses += 1;
+                    miss(worker, tables, &port, parsed, *hash, now, &mut frame, true)
+                }
+            },
+            Class::Single(parsed) => {
+                misses += 1;
+                miss(worker, tables, &port, parsed, *hash, now, &mut frame, false)
+            }
+            Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
+            Class::Drop(reason) => Err(*reason),
+        };
+        finish(worker, ingress, verdict, frame, cache, tx);
+    }
+    worker.stages.lap(Stage::Rewrite, count);
+    worker.stages.since(Stage::Burst, burst_start);
+    worker.counters.add(Counter::FlowMisses, misses);
+    worker.counters.add(Counter::FlowHits, slots.iter().flatten().count() as u64);
+}
+
+/// Whether a found flow may serve this packet: compiled under the present tables, and its connection alive.
+#[inline(always)]
+fn hit(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> Option<usize> {
+    let entry = worker.flows.entry(slot);
+    // An insert earlier in this burst may have put another flow into this place.
+    if entry.generation != worker.generation as u32 || entry.key != parsed.key {
+        return None;
+    }
+    let control = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
+    if control != 0 || entry.touched != now.tick() {
+        return refresh(worker, slot, parsed, now);
+    }
+    Some(slot)
+}
+
+/// Tells the connection table of a control bit, or that the flow lives.
+#[cold]
+fn refresh(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> Option<usize> {
+    let entry = worker.flows.entry_mut(slot);
+    let opens = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    if opens {
+        // May begin a new connection on an old tuple: the walk decides.
+        return None;
+    }
+    if entry.conn != FlowEntry::NO_CONNECTION {
+        let conn = ConnRef { index: entry.conn, generation: entry.conn_generation };
+        let direction =
+            if entry.flags & FlowEntry::REPLY != 0 { Direction::Reply } else { Direction::Original };
+        if !worker.conntrack.update(conn, parsed.key.proto(), direction, parsed.tcp_flags, now.seconds) {
+            return None;
+        }
+    }
+    entry.touched = now.tick();
+    Some(slot)
+}
+
+/// Rewrites a packet as its flow says; returns the output port.
+#[inline(always)]
+fn forward(
+    worker: &WorkerState,
+    frame: &mut Frame,
+    parsed: &Parsed,
+    entry: &FlowEntry,
+) -> Result<u16, DropReason> {
+    if parsed.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    if parsed.ip_len > entry.mtu {
+        return Err(DropReason::TooBig);
+    }
+    let Some(template) = worker.templates.get(entry.template) else { return Err(DropReason::NoRoute) };
+    flow::apply(frame, parsed, entry, template)?;
+    Ok(entry.out_port)
+}
+
+/// Walks a packet through the tables, and remembers the result if it is a flow's.
+#[cold]
+#[allow(clippy::too_many_arguments)]
+fn miss(
+    worker: &mut WorkerState,
+    tables: View<'_>,
+    port: &crate::parse::Ingress,
+    parsed: &Parsed,
+    hash: u64,
+    now: Now,
+    frame: &mut Frame,
+    is_flow: bool,
+) -> Result<u16, DropReason> {
+    if is_flow
+        && let Some(slot) = worker.flows.find(hash, &parsed.key)
+        && let Some(slot) = hit(worker, slot, parsed, now)
+    {
+        // An earlier packet of this burst has just walked.
+        let entry = worker.flows.entry(slot);
+        return forward(worker, frame, parsed, entry);
+    }
+    let start = worker.stages.start();
+    let outcome = walk::walk(worker, tables, port, parsed, now, is_flow);
+    worker.stages.since(Stage::SlowPath, start);
+    worker.counters.add(Counter::TableWalks, 1);
+    match outcome? {
+        Outcome::Forward(entry) if is_flow => {
+            let slot = worker.flows.insert(entry);
+            let entry = worker.flows.entry(slot);
+            forward(worker, frame, parsed, entry)
+        }
+        Outcome::Forward(entry) => forward(worker, frame, parsed, &entry),
+        Outcome::Gateway => exception::answer_echo(frame, parsed, port).map(|Answer| port.port.0),
+    }
+}
+
+#[inline(always)]
+fn finish(
+    worker: &mut WorkerState,
+    ingress: PortId,
+    verdict: Result<u16, DropReason>,
+    frame: Frame,
+    cache: &mut FrameCache,
+    tx: &mut TxBatches,
+) {
+    let (reason, frame) = match verdict {
+        Ok(port) => match tx.push(port, frame) {
+            Ok(()) => return,
+            Err(frame) if tx.is_open(PortId(port)) => (DropReason::TxFull, frame),
+            Err(frame) => (DropReason::PortDown, frame),
+        },
+        Err(reason) => (reason, frame),
+    };
+    worker.counters.dropped(reason, ingress.0);
+    cache.free(frame);
+}

@@ -1,0 +1,94 @@
+//! What a worker keeps from burst to burst.
+
+use crate::conntrack::Conntrack;
+use crate::counters::Counters;
+use crate::flow::{FlowTable, Templates};
+use crate::parse::Ingress;
+use crate::stages::Stages;
+use fairway_tables::{PortId, View};
+
+/// A worker's memory: private, except the connection table.
+pub struct WorkerState {
+    /// Flows of packets that this worker received.
+    pub flows: FlowTable,
+    /// Headers to put before packets.
+    pub templates: Templates,
+    /// Connections, shared by all workers.
+    pub conntrack: Conntrack,
+    /// Private counts.
+    pub counters: Counters,
+    /// Cost of the steps.
+    pub stages: Stages,
+    /// Table generation that `ports` and fresh flow entries are of.
+    pub generation: u64,
+    ports: Vec<Option<Ingress>>,
+    random: u64,
+    conntrack_cursor: u32,
+}
+
+impl WorkerState {
+    /// A worker that knows no flow. `flows`: how many it serves at best speed; `ports`: numbers below this.
+    pub fn new(flows: usize, ports: usize, conntrack: Conntrack) -> WorkerState {
+        WorkerState {
+            flows: FlowTable::new(flows, crate::random_seed()),
+            templates: Templates::new(),
+            conntrack,
+            counters: Counters::new(ports),
+            stages: Stages::new(),
+            generation: u64::MAX,
+            ports: vec![None; ports],
+            random: crate::random_seed() | 1,
+            conntrack_cursor: crate::random_seed() as u32,
+        }
+    }
+
+    /// Takes note of a new table generation: flow entries compiled before it are walked anew, each when its
+    /// next packet comes.
+    #[inline(always)]
+    pub fn sync(&mut self, tables: View<'_>) {
+        if tables.generation() != self.generation {
+            self.reload(tables);
+        }
+    }
+
+    /// Forgets everything that came from the tables; connections stay.
+    pub fn forget_tables(&mut self) {
+        self.flows.clear();
+        self.templates.clear();
+        self.generation = u64::MAX;
+    }
+
+    #[cold]
+    fn reload(&mut self, tables: View<'_>) {
+        self.generation = tables.generation();
+        let settings = tables.settings();
+        for (index, slot) in self.ports.iter_mut().enumerate() {
+            let id = PortId(index as u16);
+            *slot = tables.port(id).and_then(|port| Ingress::new(id, &port, &settings));
+        }
+    }
+
+    /// The context of packets received on a port, if the tables know it.
+    #[inline(always)]
+    pub fn ingress(&self, port: PortId) -> Option<Ingress> {
+        self.ports.get(port.index()).copied().flatten()
+    }
+
+    /// A number below `bound` that nobody outside can foretell (xorshift64*).
+    pub fn random_below(&mut self, bound: usize) -> usize {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let high = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        (high as usize * bound) >> 32
+    }
+
+    /// A slice of the work that keeps tables tidy; cheap enough for every few loops.
+    pub fn housekeep(&mut self, now: crate::Now) {
+        /// Ticks of four seconds after which an unused flow entry is given up.
+        const FLOW_IDLE_TICKS: u32 = 15;
+        self.flows.sweep(32, now.tick(), FLOW_IDLE_TICKS);
+        let expired = self.conntrack.expire(&mut self.conntrack_cursor, 32, now.seconds);
+        self.counters.add(fairway_tables::stats::Counter::ConntrackExpired, expired as u64);
+    }
+}

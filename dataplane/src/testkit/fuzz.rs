@@ -1,0 +1,185 @@
+//! What the fuzzers run: one function per target, so that `cargo fuzz` and the seeded run in `make test` do
+//! the same. A case that breaks a rule panics.
+
+use super::{World, WorldConfig, addr, packet};
+use crate::parse::{Class, Ingress, parse};
+use crate::wire::{ETH_LEN, icmp, ipv4, proto, tcp_flags, vxlan};
+use fairway_pmd::{Burst, MAX_BURST};
+use fairway_tables::{Endpoint, Ip, Op, PortId};
+
+/// Parsers: any bytes, as received on each kind of port. What parses must be safe to rewrite: its offsets
+/// lie in the frame.
+pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
+    for ingress in ingresses {
+        if let Class::Flow(parsed) | Class::Single(parsed) = parse(data, ingress) {
+            let start = usize::from(parsed.l2) + ETH_LEN;
+            let end = start + usize::from(parsed.ip_len);
+            assert!(end <= data.len(), "the packet lies in the frame");
+            assert!(usize::from(parsed.ip_header_len) >= ipv4::LEN);
+            assert!(parsed.ip_header_len <= parsed.ip_len);
+            let l4 = usize::from(parsed.ip_len - parsed.ip_header_len);
+            match parsed.key.proto() {
+                proto::TCP => assert!(l4 >= 20),
+                proto::UDP => assert!(l4 >= 8),
+                proto::ICMP => assert!(l4 >= icmp::LEN),
+                _ => {}
+            }
+        }
+    }
+    let _ = crate::wire::arp::parse_request(data);
+    let _ = vxlan::vni(data);
+    let _ = ipv4::Header::parse(data);
+}
+
+/// The ports that [`parsers`] receives on.
+pub fn ingresses(world: &World) -> Vec<Ingress> {
+    let view = world.reader.view();
+    let settings = view.settings();
+    view.ports().filter_map(|(id, port)| Ingress::new(id, &port, &settings)).collect()
+}
+
+/// A world for [`packets`]: small tables, so that they fill up.
+pub fn world() -> World {
+    let mut world = World::new(WorldConfig { pods: 4, nodes: 3, flows: 32, connections: 64, frames: 256 });
+    for (index, protocol) in [proto::TCP, proto::UDP].into_iter().enumerate() {
+        let backends = [(addr::pod(1), 8080), (addr::remote_pod(0, 7), 8080), (addr::remote_pod(1, 7), 8080)];
+        world.set_service([10, 96, 0, 10], 80, protocol, index as u32, &backends);
+        world.set_service([10, 96, 0, 11], 80, protocol, 2 + index as u32, &[]);
+    }
+    world
+}
+
+/// The whole engine: `data` is a script of bursts. Each step takes a few bytes for what to send (a packet
+/// made to be valid, then damaged, or raw bytes), from which port, and what happens in between (time passes,
+/// tables change, flows are forgotten). After each burst every frame and packet must be accounted for.
+pub fn packets(world: &mut World, data: &[u8]) {
+    let mut script = Script { data };
+    while let Some(step) = script.byte() {
+        between(world, step, &mut script);
+        let port = PortId(u16::from(script.byte().unwrap_or(0) % 8));
+        let count = 1 + usize::from(script.byte().unwrap_or(0)) % MAX_BURST;
+        let mut rx = Burst::new();
+        for _ in 0..count {
+            let bytes = packet(&mut script, port);
+            let mut frame = world.frame(&bytes);
+            frame.set_port(port.0);
+            rx.push(frame);
+            if script.data.is_empty() {
+                break;
+            }
+        }
+        crate::process(
+            &mut rx,
+            port,
+            world.reader.view(),
+            &mut world.worker,
+            world.now,
+            &mut world.cache,
+            &mut world.tx,
+        );
+        assert!(rx.is_empty());
+        world.reader.quiescent();
+        settle(world);
+    }
+}
+
+/// Frees what leaves, and checks that nothing is lost.
+fn settle(world: &mut World) {
+    let World { worker, cache, tx, .. } = world;
+    tx.flush(|port, burst| {
+        let bytes = burst.iter().map(|frame| frame.len() as u64).sum();
+        worker.counters.sent(port, port == addr::HOST.0, burst.len() as u64, bytes);
+        for frame in burst.iter() {
+            assert!(frame.len() >= ETH_LEN, "what leaves is a frame");
+        }
+        cache.free_burst(burst);
+    });
+    assert_eq!(worker.counters.unaccounted(), 0, "I2");
+    assert_eq!(world.frames_out(), 0, "I1");
+}
+
+fn between(world: &mut World, step: u8, script: &mut Script<'_>) {
+    match step % 16 {
+        0 => world.now.seconds += u32::from(script.byte().unwrap_or(0)) * 4,
+        1 => world.worker.flows.clear(),
+        2 => (0..4).for_each(|_| world.worker.housekeep(world.now)),
+        3 => world.apply(Op::DelEndpoint(Ip::v4(addr::pod(1)))),
+        4 => {
+            let endpoint = Endpoint { port: addr::pod_port(u16::from(step >> 6)), mac: addr::pod_mac(1) };
+            world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
+        }
+        5 => world.set_service([10, 96, 0, 10], 80, proto::TCP, 0, &[(addr::remote_pod(step >> 7, 7), 8080)]),
+        _ => {}
+    }
+}
+
+struct Script<'a> {
+    data: &'a [u8],
+}
+
+impl Script<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.data.split_first()?;
+        self.data = rest;
+        Some(*first)
+    }
+
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let (taken, rest) = self.data.split_at(len.min(self.data.len()));
+        self.data = rest;
+        taken.to_vec()
+    }
+}
+
+fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
+    let kind = script.byte().unwrap_or(0);
+    let (a, b) = (script.byte().unwrap_or(0), script.byte().unwrap_or(0));
+    if kind < 32 {
+        return script.take(usize::from(a) + 8 * usize::from(b % 8));
+    }
+    let targets = [
+        addr::pod(u16::from(b % 5)),
+        addr::remote_pod(b % 4, 7),
+        [10, 96, 0, 10],
+        [10, 96, 0, 11],
+        addr::GATEWAY,
+        addr::NODE,
+        [8, 8, 8, 8],
+        [224, 0, 0, 1],
+    ];
+    let dst = targets[usize::from(a % 8)];
+    let src = u16::from(b >> 5);
+    let mut headers = if port == addr::UPLINK {
+        addr::from_remote(addr::remote_pod(b % 4, 7), addr::pod(src % 4))
+    } else {
+        addr::from_pod(port.0.saturating_sub(2), dst)
+    };
+    headers.ttl = if kind & 1 == 0 { 64 } else { a };
+    // Up to what a chunk takes beside headers and headroom.
+    let payload = vec![b; (usize::from(a) * usize::from(kind & 7)).min(1600)];
+    let (sport, dport) = if port == addr::UPLINK { (8080, u16::from(a)) } else { (u16::from(b), 80) };
+    let flags = [tcp_flags::SYN, tcp_flags::ACK, tcp_flags::FIN | tcp_flags::ACK, tcp_flags::RST];
+    let mut frame = match kind % 5 {
+        0 | 1 => headers.tcp(sport, dport, flags[usize::from(a >> 6)], &payload),
+        2 => headers.udp(sport, dport, &payload),
+        3 => headers.echo(b & 8, u16::from(a), 1, &payload),
+        _ if kind & 64 != 0 => packet::arp_request(headers.src_mac, headers.src, dst),
+        _ => headers.around(a, &payload),
+    };
+    if port == addr::UPLINK && kind & 128 == 0 {
+        frame = packet::encapsulate(&addr::encap_from(b % 4), &frame, 50_000);
+    }
+    if kind & 32 != 0 {
+        damage(&mut frame, script);
+    }
+    frame
+}
+
+fn damage(frame: &mut Vec<u8>, script: &mut Script<'_>) {
+    let (at, value) = (script.byte().unwrap_or(0), script.byte().unwrap_or(0));
+    if at > 240 {
+        frame.truncate(usize::from(value));
+    } else if let Some(byte) = frame.get_mut(usize::from(at)) {
+        *byte ^= value;
+    }
+}

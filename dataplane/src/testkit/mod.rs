@@ -1,0 +1,8 @@
+//! A small cluster in heap memory, for tests, fuzzing and benchmarks: the real tables, the real frames, the
+//! real [`process`](crate::process), and packets made by hand.
+
+pub mod fuzz;
+pub mod packet;
+mod world;
+
+pub use world::{World, WorldConfig, addr};

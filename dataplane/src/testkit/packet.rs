@@ -1,0 +1,110 @@
+//! Packets as bytes, with right checksums.
+
+use crate::wire::{
+    self, ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, TCP_LEN, UDP_LEN, checksum, icmp, ipv4, proto, put16, vxlan,
+};
+use fairway_tables::Mac;
+
+/// Ethernet and IPv4 of a packet to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers {
+    /// Ethernet destination.
+    pub dst_mac: Mac,
+    /// Ethernet source.
+    pub src_mac: Mac,
+    /// IPv4 source.
+    pub src: [u8; 4],
+    /// IPv4 destination.
+    pub dst: [u8; 4],
+    /// Time to live.
+    pub ttl: u8,
+}
+
+impl Headers {
+    /// Puts the headers in front of a transport message.
+    pub fn around(&self, protocol: u8, l4: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; ETH_LEN + ipv4::LEN];
+        frame[..6].copy_from_slice(&self.dst_mac.0);
+        frame[6..12].copy_from_slice(&self.src_mac.0);
+        put16(&mut frame, 12, ETHERTYPE_IPV4);
+        let mut ip = [0; ipv4::LEN];
+        ipv4::Repr {
+            src: self.src,
+            dst: self.dst,
+            proto: protocol,
+            ttl: self.ttl,
+            payload_len: l4.len() as u16,
+            dont_fragment: true,
+        }
+        .emit(&mut ip);
+        frame[ETH_LEN..].copy_from_slice(&ip);
+        frame.extend_from_slice(l4);
+        frame
+    }
+
+    fn pseudo(&self, protocol: u8, len: usize) -> u64 {
+        let (src, dst) = (u32::from_ne_bytes(self.src), u32::from_ne_bytes(self.dst));
+        checksum::pseudo_header_v4(src, dst, protocol, len as u16)
+    }
+
+    /// A UDP packet.
+    pub fn udp(&self, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
+        let mut udp = vec![0; UDP_LEN];
+        put16(&mut udp, 0, sport);
+        put16(&mut udp, 2, dport);
+        put16(&mut udp, 4, (UDP_LEN + payload.len()) as u16);
+        udp.extend_from_slice(payload);
+        let sum = !checksum::fold(checksum::sum(&udp) + self.pseudo(proto::UDP, udp.len()));
+        wire::put_raw16(&mut udp, 6, if sum == 0 { 0xffff } else { sum });
+        self.around(proto::UDP, &udp)
+    }
+
+    /// A TCP segment with the given control bits.
+    pub fn tcp(&self, sport: u16, dport: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut tcp = vec![0; TCP_LEN];
+        put16(&mut tcp, 0, sport);
+        put16(&mut tcp, 2, dport);
+        tcp[12] = 5 << 4;
+        tcp[13] = flags;
+        put16(&mut tcp, 14, 0xffff);
+        tcp.extend_from_slice(payload);
+        let sum = !checksum::fold(checksum::sum(&tcp) + self.pseudo(proto::TCP, tcp.len()));
+        wire::put_raw16(&mut tcp, 16, sum);
+        self.around(proto::TCP, &tcp)
+    }
+
+    /// An ICMP echo request or reply.
+    pub fn echo(&self, kind: u8, identifier: u16, sequence: u16, data: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; icmp::LEN];
+        message[0] = kind;
+        put16(&mut message, 4, identifier);
+        put16(&mut message, 6, sequence);
+        message.extend_from_slice(data);
+        let sum = checksum::checksum(&message);
+        wire::put_raw16(&mut message, 2, sum);
+        self.around(proto::ICMP, &message)
+    }
+}
+
+/// Encapsulates a whole inner frame, Ethernet header included, whose MAC addresses are replaced.
+pub fn encapsulate(encap: &vxlan::Encap, inner: &[u8], entropy: u16) -> Vec<u8> {
+    let mut frame = encap.template().to_vec();
+    frame.extend_from_slice(&inner[ETH_LEN..]);
+    if let Some(header) = frame.first_chunk_mut() {
+        vxlan::complete(header, (inner.len() - ETH_LEN) as u16, entropy);
+    }
+    frame
+}
+
+/// An ARP request, broadcast.
+pub fn arp_request(sender_mac: Mac, sender_ip: [u8; 4], target_ip: [u8; 4]) -> Vec<u8> {
+    let mut frame = Mac::BROADCAST.0.to_vec();
+    frame.extend(sender_mac.0);
+    frame.extend(ETHERTYPE_ARP.to_be_bytes());
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(sender_mac.0);
+    frame.extend(sender_ip);
+    frame.extend([0; 6]);
+    frame.extend(target_ip);
+    frame
+}

@@ -1,0 +1,287 @@
+//! One node of a cluster, as `process` sees it.
+
+use super::packet::Headers;
+use crate::conntrack::{Conntrack, Timeouts};
+use crate::wire::vxlan::Encap;
+use crate::{Now, TxBatches, WorkerState, process};
+use fairway_pmd::{Burst, FrameCache, Umem, UmemConfig};
+use fairway_tables::{
+    Backend, Capacities, Endpoint, Ip, Mac, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port, PortId,
+    PortKind, Prefix, Reader, Service, ServiceKey, Settings, Tables, Tunnel, Writer,
+};
+
+/// How large the world is.
+#[derive(Clone, Copy, Debug)]
+pub struct WorldConfig {
+    /// Pods on this node, at most 4096.
+    pub pods: u16,
+    /// Other nodes, at most 200, each with a /24 of pods.
+    pub nodes: u8,
+    /// Flows that the flow table is made for.
+    pub flows: usize,
+    /// Connections that the connection table holds.
+    pub connections: u32,
+    /// Frames of the UMEM.
+    pub frames: u32,
+}
+
+impl Default for WorldConfig {
+    fn default() -> WorldConfig {
+        WorldConfig { pods: 4, nodes: 3, flows: 1024, connections: 4096, frames: 256 }
+    }
+}
+
+/// The addresses of the world.
+pub mod addr {
+    use super::*;
+
+    /// The uplink's port.
+    pub const UPLINK: PortId = PortId(0);
+    /// The host port.
+    pub const HOST: PortId = PortId(1);
+    /// This node's underlay address.
+    pub const NODE: [u8; 4] = [192, 168, 77, 1];
+    /// The uplink's own Ethernet address.
+    pub const UPLINK_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    /// Ethernet address of the kernel's end of the host veth.
+    pub const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 0xaa]);
+    /// The gateway's Ethernet address.
+    pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
+    /// The gateway's address.
+    pub const GATEWAY: [u8; 4] = [169, 254, 1, 1];
+    /// This node's VTEP.
+    pub const VTEP: Mac = Mac([2, 0, 0, 0, 1, 1]);
+    /// VXLAN network identifier.
+    pub const VNI: u32 = 4096;
+
+    /// Port of local pod `n`.
+    pub fn pod_port(n: u16) -> PortId {
+        PortId(2 + n)
+    }
+
+    /// Address of local pod `n`: 10.244.16.0/20 in order, from the third address on.
+    pub fn pod(n: u16) -> [u8; 4] {
+        let host = n + 2;
+        [10, 244, 16 + (host >> 8) as u8, host as u8]
+    }
+
+    /// Ethernet address of local pod `n`.
+    pub fn pod_mac(n: u16) -> Mac {
+        let [a, b, c, d] = pod(n);
+        Mac([0x0a, 0x58, a, b, c, d])
+    }
+
+    /// Underlay address of remote node `n`.
+    pub fn node(n: u8) -> [u8; 4] {
+        [192, 168, 77, 2 + n]
+    }
+
+    /// Address of pod `host` on remote node `n`.
+    pub fn remote_pod(n: u8, host: u8) -> [u8; 4] {
+        [10, 245, n, host]
+    }
+
+    /// Underlay Ethernet address of remote node `n`.
+    pub fn node_mac(n: u8) -> Mac {
+        Mac([2, 0, 0, 0, 2, n])
+    }
+
+    /// VTEP of remote node `n`.
+    pub fn node_vtep(n: u8) -> Mac {
+        Mac([2, 0, 0, 0, 3, n])
+    }
+
+    /// Encapsulation from remote node `n` to this one.
+    pub fn encap_from(n: u8) -> Encap {
+        Encap {
+            outer_src_mac: node_mac(n),
+            outer_dst_mac: UPLINK_MAC,
+            local: node(n),
+            remote: NODE,
+            udp_port: 4789,
+            vni: VNI,
+            inner_src_mac: node_vtep(n),
+            inner_dst_mac: VTEP,
+        }
+    }
+
+    /// Headers of a packet that local pod `n` sends.
+    pub fn from_pod(n: u16, dst: [u8; 4]) -> Headers {
+        Headers { dst_mac: GATEWAY_MAC, src_mac: pod_mac(n), src: pod(n), dst, ttl: 64 }
+    }
+
+    /// Inner headers of a packet that a remote pod sends.
+    pub fn from_remote(src: [u8; 4], dst: [u8; 4]) -> Headers {
+        Headers { dst_mac: VTEP, src_mac: Mac::ZERO, src, dst, ttl: 63 }
+    }
+}
+
+/// Tables, one worker, and frames.
+pub struct World {
+    /// Control's side of the tables.
+    pub writer: Writer,
+    /// The worker's side.
+    pub reader: Reader,
+    /// The worker.
+    pub worker: WorkerState,
+    /// Its stock of frames.
+    pub cache: FrameCache,
+    /// Where it puts what leaves.
+    pub tx: TxBatches,
+    /// The time it is told.
+    pub now: Now,
+    umem: Umem,
+}
+
+fn mac_port(name: &str, kind: PortKind, mtu: u32, mac: Mac, peer: Mac) -> Port {
+    Port::new(name, kind, mtu, mac, peer).expect("names are short")
+}
+
+fn base_ops(config: &WorldConfig) -> Vec<Op> {
+    let ip = |octets| Ip::v4(octets);
+    let prefix = |octets, len| Prefix::new(Ip::v4(octets), len).expect("lengths are valid");
+    let mut ops = vec![
+        Op::SetSettings(Settings {
+            node_ip: ip(addr::NODE),
+            gateway_ip: ip(addr::GATEWAY),
+            vni: addr::VNI,
+            pod_mtu: 1450,
+            vxlan_port: 4789,
+            uplink: addr::UPLINK,
+            host: addr::HOST,
+            gateway_mac: addr::GATEWAY_MAC,
+            vtep_mac: addr::VTEP,
+            reserved: [0; 6],
+        }),
+        Op::SetPort(addr::UPLINK, mac_port("uplink0", PortKind::Uplink, 1500, addr::UPLINK_MAC, Mac::ZERO)),
+        Op::SetPort(
+            addr::HOST,
+            mac_port("fwhost1", PortKind::Host, 1500, Mac([2, 0, 0, 0, 0, 0xab]), addr::HOST_MAC),
+        ),
+        Op::SetRoute(
+            prefix([10, 244, 16, 0], 20),
+            NextHop::new(NextHopKind::Local, Ip::UNSPECIFIED, PortId::NONE),
+        ),
+        Op::SetRoute(prefix([0, 0, 0, 0], 0), NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE)),
+    ];
+    for n in 0..config.pods {
+        let mac = Mac([2, 0, 0, 1, (n >> 8) as u8, n as u8]);
+        let port = mac_port(&format!("fwpod{n}"), PortKind::Pod, 1450, mac, Mac::ZERO);
+        ops.push(Op::SetPort(addr::pod_port(n), port));
+        let endpoint = Endpoint { port: addr::pod_port(n), mac: addr::pod_mac(n) };
+        ops.push(Op::SetEndpoint(ip(addr::pod(n)), endpoint));
+    }
+    for n in 0..config.nodes {
+        let node = ip(addr::node(n));
+        let hop = NextHop::new(NextHopKind::Tunnel, node, PortId::NONE);
+        ops.push(Op::SetRoute(prefix(addr::remote_pod(n, 0), 24), hop));
+        let tunnel = Tunnel {
+            local: ip(addr::NODE),
+            next_hop: node,
+            vni: addr::VNI,
+            udp_port: 4789,
+            port: addr::UPLINK,
+            remote_mac: addr::node_vtep(n),
+            local_mac: addr::VTEP,
+        };
+        ops.push(Op::SetTunnel(node, tunnel));
+        let key = NeighbourKey { ip: node, port: addr::UPLINK, reserved: 0 };
+        ops.push(Op::SetNeighbour(key, Neighbour { mac: addr::node_mac(n), reserved: 0 }));
+    }
+    ops
+}
+
+impl World {
+    /// Builds the tables and a worker that has seen nothing.
+    pub fn new(config: WorldConfig) -> World {
+        let (mut writer, readers) =
+            Tables::heap(Capacities { ports: 8192, endpoints: 8192, ..Capacities::default() });
+        writer.apply(&base_ops(&config)).expect("the tables have room");
+        let umem = Umem::new(UmemConfig { frames: config.frames, frame_size: 2048, huge_pages: true })
+            .expect("memory for frames");
+        let ports = usize::from(config.pods) + 2;
+        let conntrack =
+            Conntrack::heap(config.connections, Timeouts::default()).expect("memory for connections");
+        let mut tx = TxBatches::new(ports);
+        (0..ports as u16).for_each(|port| tx.open(PortId(port)));
+        World {
+            writer,
+            reader: readers.reader(),
+            worker: WorkerState::new(config.flows, ports, conntrack),
+            cache: umem.cache(),
+            tx,
+            now: Now { seconds: 1000 },
+            umem,
+        }
+    }
+
+    /// Adds or replaces a service.
+    pub fn set_service(&mut self, ip: [u8; 4], port: u16, proto: u8, id: u32, backends: &[([u8; 4], u16)]) {
+        let backends =
+            backends.iter().map(|(ip, port)| Backend { ip: Ip::v4(*ip), port: *port, flags: 0 }).collect();
+        let service = Service { id, flags: 0, affinity_timeout_s: 0 };
+        self.apply(Op::SetService(ServiceKey::new(Ip::v4(ip), port, proto), service, backends));
+    }
+
+    /// Changes the tables.
+    pub fn apply(&mut self, op: Op) {
+        self.writer.apply(&[op]).expect("the tables have room");
+    }
+
+    /// Takes a frame and fills it.
+    ///
+    /// # Panics
+    /// If no frame is free, or the bytes do not fit one.
+    pub fn frame(&mut self, bytes: &[u8]) -> fairway_pmd::Frame {
+        let mut frame = self.cache.alloc().expect("a free frame");
+        assert!(frame.copy_from(bytes), "{} bytes do not fit a frame", bytes.len());
+        frame
+    }
+
+    /// Processes a burst of at most [`fairway_pmd::MAX_BURST`] frames from one port; returns what leaves, by port.
+    pub fn burst(&mut self, port: PortId, frames: &[Vec<u8>]) -> Vec<(PortId, Vec<u8>)> {
+        let mut rx = Burst::new();
+        for bytes in frames {
+            let mut frame = self.frame(bytes);
+            frame.set_port(port.0);
+            rx.push(frame);
+        }
+        process(&mut rx, port, self.reader.view(), &mut self.worker, self.now, &mut self.cache, &mut self.tx);
+        self.reader.quiescent();
+        let (mut sent, worker, cache) = (Vec::new(), &mut self.worker, &mut self.cache);
+        self.tx.flush(|port, burst| {
+            let bytes = burst.iter().map(|frame| frame.len() as u64).sum();
+            worker.counters.sent(port, port == addr::HOST.0, burst.len() as u64, bytes);
+            for frame in burst.drain(..) {
+                sent.push((PortId(port), frame.bytes().to_vec()));
+                cache.free(frame);
+            }
+        });
+        sent
+    }
+
+    /// Processes one frame; returns what leaves, if anything.
+    pub fn send(&mut self, port: PortId, frame: &[u8]) -> Option<(PortId, Vec<u8>)> {
+        self.burst(port, std::slice::from_ref(&frame.to_vec())).pop()
+    }
+
+    /// Frames that are neither in the pool nor in the worker's stock.
+    pub fn frames_out(&self) -> usize {
+        self.umem.pool().missing() - self.cache.len()
+    }
+
+    /// Ends the world, and checks invariants I1 and I2.
+    ///
+    /// # Panics
+    /// If a frame is missing or a packet unaccounted for.
+    pub fn finish(self) {
+        let World { worker, cache, tx, umem, .. } = self;
+        assert_eq!(
+            worker.counters.unaccounted(),
+            0,
+            "I2: every packet is sent, dropped or passed to the host"
+        );
+        drop((cache, tx));
+        assert_eq!(umem.pool().missing(), 0, "I1: every frame is home");
+    }
+}

@@ -1,0 +1,26 @@
+//! May this packet come from where it came? (RFC 2827, RFC 1812 section 5.3.7/5.3.8.)
+
+use crate::parse::{Ingress, Parsed};
+use crate::wire::ipv4;
+use fairway_tables::{DropReason, Ip, NextHopKind, PortKind, View};
+
+/// Refuses martians, pods that send from an address not theirs, nodes that send for pods not theirs, and a
+/// host that sends from a pod's address.
+pub(super) fn check(tables: View<'_>, ingress: &Ingress, parsed: &Parsed) -> Result<(), DropReason> {
+    if ipv4::is_martian_source(parsed.key.src) || ipv4::is_martian_destination(parsed.key.dst) {
+        return Err(DropReason::Martian);
+    }
+    let src = Ip::v4(parsed.key.src.to_ne_bytes());
+    let honest = match ingress.kind {
+        PortKind::Pod => tables.endpoint(src).is_some_and(|endpoint| endpoint.port == ingress.port),
+        PortKind::Host => tables.endpoint(src).is_none(),
+        PortKind::Uplink => {
+            let node = Ip::v4(parsed.key.outer.to_ne_bytes());
+            if tables.tunnel(node).is_none() {
+                return Err(DropReason::UnknownVtep);
+            }
+            tables.route(src).is_some_and(|hop| hop.kind() == Some(NextHopKind::Tunnel) && hop.addr == node)
+        }
+    };
+    if honest { Ok(()) } else { Err(DropReason::SpoofedSource) }
+}

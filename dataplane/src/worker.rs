@@ -1,0 +1,432 @@
+//! The worker loop: all ring operations, around the pure [`process`].
+//!
+//! One loop: take commands (rarely), receive and process each queue, send what processing left, take what
+//! other workers hand over, wake the kernel where it asks, say "quiescent", and now and then a slice of
+//! housekeeping. In steady state it neither allocates, locks, formats nor logs, and its only system calls
+//! are ring wake-ups and, with adaptive polling, sleep.
+
+use crate::clock::{self, Now};
+use crate::counters::Counters;
+use crate::process;
+use crate::sleep::{Sleeper, Waker};
+use crate::state::WorkerState;
+use crate::tx::TxBatches;
+use crossbeam_queue::ArrayQueue;
+use fairway_pmd::spsc::{Receiver, Sender};
+use fairway_pmd::{Burst, Frame, FrameCache, Queue};
+use fairway_tables::stats::{Counter, Stage, WorkerStats};
+use fairway_tables::{DropReason, PortId, PortKind, Reader};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Barrier};
+
+/// When a worker may sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PollMode {
+    /// Never: lowest latency, one core always busy.
+    Busy,
+    /// After this many idle microseconds, until a packet comes.
+    Adaptive {
+        /// How long to spin first.
+        spin_us: u32,
+    },
+}
+
+/// What the main thread asks of a worker.
+pub enum Command {
+    /// Serve a queue.
+    Open {
+        /// Its port.
+        port: PortId,
+        /// What stands behind it.
+        kind: PortKind,
+        /// The driver's queue.
+        queue: Box<dyn Queue>,
+    },
+    /// Another worker owns this port: make room for batches to it.
+    Know(PortId, PortKind),
+    /// Stop serving a port; its queue comes back over the outbox.
+    Close(PortId),
+    /// Read other tables from now on: control has begun new ones.
+    Tables(Box<Reader>),
+    /// Close everything and return.
+    Stop,
+}
+
+/// Which worker serves a port that the asker does not serve itself.
+pub struct Owners(Box<[AtomicU16]>);
+
+impl Owners {
+    const NOBODY: u16 = u16::MAX;
+
+    /// Nobody owns anything.
+    pub fn new(ports: usize) -> Owners {
+        Owners((0..ports).map(|_| AtomicU16::new(Self::NOBODY)).collect())
+    }
+
+    /// Says who serves a port.
+    pub fn set(&self, port: PortId, worker: Option<u16>) {
+        if let Some(owner) = self.0.get(port.index()) {
+            owner.store(worker.unwrap_or(Self::NOBODY), Ordering::Release);
+        }
+    }
+
+    fn get(&self, port: u16) -> Option<usize> {
+        let owner = self.0.get(usize::from(port))?.load(Ordering::Acquire);
+        (owner != Self::NOBODY).then_some(usize::from(owner))
+    }
+}
+
+/// Commands in, closed queues out.
+pub struct Mailbox {
+    /// From the main thread.
+    pub commands: ArrayQueue<Command>,
+    /// To the main thread, which drops them (system calls).
+    pub closed: ArrayQueue<Box<dyn Queue>>,
+}
+
+/// Everything a worker is made of.
+pub struct Worker {
+    /// Its number.
+    pub id: usize,
+    /// Private memory.
+    pub state: WorkerState,
+    /// Its stock of frames.
+    pub cache: FrameCache,
+    /// Control's tables.
+    pub tables: Reader,
+    /// Its counters in shared memory.
+    pub stats: WorkerStats,
+    /// Which worker serves which port.
+    pub owners: Arc<Owners>,
+    /// Commands and returned queues.
+    pub mailbox: Arc<Mailbox>,
+    /// Frames from other workers, by their number; `None` at its own.
+    pub handoff_in: Vec<Option<Receiver<Frame>>>,
+    /// Frames to other workers.
+    pub handoff_out: Vec<Option<Sender<Frame>>>,
+    /// Wakers of all workers.
+    pub wakers: Vec<Waker>,
+    /// Its own sleep.
+    pub sleeper: Sleeper,
+    /// When to sleep.
+    pub poll: PollMode,
+    /// Where workers meet at the end, so that none hands over to one that has left.
+    pub last_call: Arc<Barrier>,
+}
+
+struct Slot {
+    port: PortId,
+    queue: Box<dyn Queue>,
+    unsent: bool,
+}
+
+/// The loop's own variables, apart from what it is made of.
+struct Run {
+    queues: Vec<Slot>,
+    /// Place in `queues` by port.
+    by_port: Vec<Option<u16>>,
+    host: u16,
+    tx: TxBatches,
+    rx: Box<Burst>,
+    now: Now,
+    loops: u64,
+    idle_since: Option<u64>,
+}
+
+/// How a worker ended.
+pub struct Ended {
+    /// Its counts at the end.
+    pub counters: Counters,
+    /// Its stock, still holding frames.
+    pub cache: FrameCache,
+    /// Its queues, closed.
+    pub queues: Vec<Box<dyn Queue>>,
+}
+
+/// Idle workers look up at least this often.
+const SLEEP_MS: i32 = 100;
+/// Counters are committed, and the clock read, once in so many loops.
+const COMMIT_LOOPS: u64 = 64;
+/// Housekeeping slices run once in so many loops.
+const HOUSEKEEP_LOOPS: u64 = 8;
+
+impl Worker {
+    /// Runs until [`Command::Stop`].
+    pub fn run(mut self, ports: usize) -> Ended {
+        let mut run = Run {
+            queues: Vec::with_capacity(ports),
+            by_port: vec![None; ports],
+            host: u16::MAX,
+            tx: TxBatches::new(ports),
+            rx: Box::default(),
+            now: Now::read(),
+            loops: 0,
+            idle_since: None,
+        };
+        let spin_clocks = match self.poll {
+            PollMode::Busy => u64::MAX,
+            PollMode::Adaptive { spin_us } => (f64::from(spin_us) * 1e3 * clock::tsc_per_ns()) as u64,
+        };
+        loop {
+            if !self.mailbox.commands.is_empty() && self.obey(&mut run) {
+                break;
+            }
+            let start = clock::tsc();
+            let received = self.receive(&mut run);
+            let handed = self.take_handoffs(&mut run);
+            self.kick(&mut run);
+            self.tables.quiescent();
+            run.loops += 1;
+            if received + handed > 0 {
+                run.idle_since = None;
+                self.state.counters.add(Counter::BusyLoops, 1);
+                if run.loops.is_multiple_of(u64::from(crate::stages::SAMPLE)) {
+                    self.state.stages.record(Stage::Loop, clock::tsc() - start);
+                }
+            }
+            self.housekeep(&mut run);
+            if received + handed == 0 && start - *run.idle_since.get_or_insert(start) > spin_clocks {
+                self.sleep(&mut run);
+            }
+        }
+        self.end(run)
+    }
+
+    fn receive(&mut self, run: &mut Run) -> usize {
+        let mut received = 0;
+        for index in 0..run.queues.len() {
+            let slot = &mut run.queues[index];
+            let count = slot.queue.rx_burst(&mut self.cache, &mut run.rx);
+            if count == 0 {
+                continue;
+            }
+            received += count;
+            let port = slot.port;
+            let tables = self.tables.view();
+            process(&mut run.rx, port, tables, &mut self.state, run.now, &mut self.cache, &mut run.tx);
+            self.flush(run);
+        }
+        received
+    }
+
+    fn flush(&mut self, run: &mut Run) {
+        let Run { queues, by_port, tx, host, .. } = run;
+        tx.flush(|port, burst| match by_port.get(usize::from(port)).copied().flatten() {
+            Some(index) => self.send(&mut queues[usize::from(index)], port == *host, burst),
+            None => self.hand_over(port, burst),
+        });
+    }
+
+    fn send(&mut self, slot: &mut Slot, to_host: bool, burst: &mut Burst) {
+        let (packets, bytes) = (burst.len(), total_len(burst));
+        slot.unsent = true;
+        if slot.queue.tx_burst(&mut self.cache, burst) < packets {
+            slot.queue.kick(&mut self.cache);
+            slot.queue.tx_burst(&mut self.cache, burst);
+        }
+        let left_bytes = total_len(burst);
+        let sent = (packets - burst.len()) as u64;
+        self.state.counters.sent(slot.port.0, to_host, sent, bytes - left_bytes);
+        for frame in burst.drain(..) {
+            self.state.counters.dropped(DropReason::TxFull, slot.port.0);
+            self.cache.free(frame);
+        }
+    }
+
+    fn hand_over(&mut self, port: u16, burst: &mut Burst) {
+        let owner = self.owners.get(port).filter(|owner| *owner != self.id);
+        let ring = owner.and_then(|owner| self.handoff_out.get_mut(owner)?.as_mut());
+        let Some(ring) = ring else {
+            for frame in burst.drain(..) {
+                self.state.counters.dropped(DropReason::PortDown, port);
+                self.cache.free(frame);
+            }
+            return;
+        };
+        for mut frame in burst.drain(..) {
+            frame.set_port(port);
+            match ring.send(frame) {
+                Ok(()) => self.state.counters.add(Counter::HandoffOut, 1),
+                Err(frame) => {
+                    self.state.counters.dropped(DropReason::HandoffFull, port);
+                    self.cache.free(frame);
+                }
+            }
+        }
+        if let Some(owner) = owner {
+            self.wakers[owner].wake();
+        }
+    }
+
+    /// Sends what other workers hand over. At most a burst from each per loop.
+    fn take_handoffs(&mut self, run: &mut Run) -> usize {
+        let mut taken = 0;
+        for from in 0..self.handoff_in.len() {
+            let Some(ring) = self.handoff_in[from].as_mut() else { continue };
+            let before = taken;
+            while taken - before < fairway_pmd::MAX_BURST {
+                let Some(frame) = ring.recv() else { break };
+                taken += 1;
+                self.state.counters.add(Counter::HandoffIn, 1);
+                let port = frame.port();
+                if let Err(frame) = run.tx.push(port, frame) {
+                    self.state.counters.dropped(DropReason::PortDown, port);
+                    self.cache.free(frame);
+                }
+            }
+            if taken > before {
+                self.flush_handed(run);
+            }
+        }
+        taken
+    }
+
+    /// As `flush`, but what is not ours is dropped rather than handed on, so that no frame travels in circles.
+    fn flush_handed(&mut self, run: &mut Run) {
+        let Run { queues, by_port, tx, host, .. } = run;
+        tx.flush(|port, burst| match by_port.get(usize::from(port)).copied().flatten() {
+            Some(index) => self.send(&mut queues[usize::from(index)], port == *host, burst),
+            None => {
+                for frame in burst.drain(..) {
+                    self.state.counters.dropped(DropReason::PortDown, port);
+                    self.cache.free(frame);
+                }
+            }
+        });
+    }
+
+    fn kick(&mut self, run: &mut Run) {
+        for slot in run.queues.iter_mut().filter(|slot| slot.unsent) {
+            slot.queue.kick(&mut self.cache);
+            slot.unsent = slot.queue.tx_pending() > 0;
+        }
+    }
+
+    fn housekeep(&mut self, run: &mut Run) {
+        if run.loops.is_multiple_of(HOUSEKEEP_LOOPS) {
+            self.state.housekeep(run.now);
+        }
+        if run.loops.is_multiple_of(COMMIT_LOOPS) {
+            run.now = Now::read();
+            self.state.counters.add(Counter::Loops, COMMIT_LOOPS);
+            self.state.counters.commit(&self.stats);
+            // Percentiles cost microseconds: one stage at a time.
+            let stage = Stage::ALL[(run.loops / COMMIT_LOOPS) as usize % Stage::COUNT];
+            if run.loops.is_multiple_of(COMMIT_LOOPS * 64) {
+                self.stats.set_stage(stage, self.state.stages.summary(stage));
+            }
+        }
+    }
+
+    fn sleep(&mut self, run: &mut Run) {
+        let unsent = run.queues.iter().any(|slot| slot.unsent);
+        self.publish();
+        let Worker { sleeper, handoff_in, mailbox, .. } = self;
+        sleeper.sleep(if unsent { 1 } else { SLEEP_MS }, || {
+            !mailbox.commands.is_empty() || handoff_in.iter_mut().flatten().any(|ring| ring.available() > 0)
+        });
+        self.state.counters.add(Counter::Sleeps, 1);
+        run.now = Now::read();
+        // Loops are rare now, and time is plenty.
+        for _ in 0..64 {
+            self.state.housekeep(run.now);
+        }
+        run.idle_since = None;
+    }
+
+    fn publish(&self) {
+        self.state.counters.commit(&self.stats);
+        for stage in Stage::ALL {
+            self.stats.set_stage(*stage, self.state.stages.summary(*stage));
+        }
+    }
+
+    /// Obeys all commands; whether to stop.
+    #[cold]
+    fn obey(&mut self, run: &mut Run) -> bool {
+        while let Some(command) = self.mailbox.commands.pop() {
+            match command {
+                Command::Open { port, kind, queue } => self.open(run, port, kind, queue),
+                Command::Know(port, kind) => {
+                    run.tx.open(port);
+                    if kind == PortKind::Host {
+                        run.host = port.0;
+                    }
+                }
+                Command::Close(port) => self.close(run, port),
+                Command::Tables(tables) => {
+                    self.tables = *tables;
+                    // Their generations say nothing about entries compiled under the former ones.
+                    self.state.forget_tables();
+                }
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn open(&mut self, run: &mut Run, port: PortId, kind: PortKind, queue: Box<dyn Queue>) {
+        let Some(place) = run.by_port.get_mut(port.index()) else {
+            let _ = self.mailbox.closed.push(queue);
+            return;
+        };
+        if kind == PortKind::Host {
+            run.host = port.0;
+        }
+        if let Some(fd) = queue.fd()
+            && let Err(error) = self.sleeper.watch(fd)
+        {
+            tracing::warn!(%error, port = port.0, "queue is not watched: its packets wait for the next look");
+        }
+        run.tx.open(port);
+        // A port's first queue is the one that sends.
+        place.get_or_insert(run.queues.len() as u16);
+        run.queues.push(Slot { port, queue, unsent: false });
+    }
+
+    fn close(&mut self, run: &mut Run, port: PortId) {
+        if let Some(batch) = run.tx.close(port) {
+            let mut batch = batch;
+            for frame in batch.drain(..) {
+                self.state.counters.dropped(DropReason::PortDown, port.0);
+                self.cache.free(frame);
+            }
+        }
+        let (gone, kept) = std::mem::take(&mut run.queues).into_iter().partition(|slot| slot.port == port);
+        run.queues = kept;
+        run.by_port.fill(None);
+        for (index, slot) in run.queues.iter().enumerate() {
+            run.by_port[slot.port.index()].get_or_insert(index as u16);
+        }
+        for slot in gone {
+            let Slot { mut queue, .. } = slot;
+            if let Some(fd) = queue.fd() {
+                self.sleeper.unwatch(fd);
+            }
+            queue.close(&mut self.cache);
+            let _ = self.mailbox.closed.push(queue);
+        }
+    }
+
+    fn end(mut self, mut run: Run) -> Ended {
+        for slot in &mut run.queues {
+            // Gives the kernel its last wake-up, so that answers under way still leave.
+            slot.queue.kick(&mut self.cache);
+        }
+        self.last_call.wait();
+        while self.take_handoffs(&mut run) > 0 {}
+        let mut queues = Vec::new();
+        for slot in run.queues {
+            let Slot { mut queue, .. } = slot;
+            queue.kick(&mut self.cache);
+            queue.close(&mut self.cache);
+            queues.push(queue);
+        }
+        self.publish();
+        Ended { counters: self.state.counters, cache: self.cache, queues }
+    }
+}
+
+fn total_len(burst: &Burst) -> u64 {
+    burst.iter().map(|frame| frame.len() as u64).sum()
+}

@@ -1,0 +1,262 @@
+//! The connection table: against a plain model, under several workers, across processes' lives, and over
+//! hostile files.
+
+use fairway_dataplane::conntrack::{
+    Conntrack, ConntrackError, Direction, InsertError, State, Timeouts, Tuple,
+};
+use fairway_dataplane::wire::{proto, tcp_flags};
+use fairway_tables::Ip;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+fn tuple(client: u16, server: u16, protocol: u8) -> Tuple {
+    let ip = |n: u16| Ip::v4([10, 0, (n >> 8) as u8, n as u8]);
+    Tuple { src: ip(client), dst: ip(1000 + server), sport: client, dport: 80, proto: protocol }
+}
+
+/// The reply of a connection to a service, from the backend that was chosen.
+fn reply(original: &Tuple, backend: u16) -> Tuple {
+    Tuple { dst: Ip::v4([10, 9, 0, backend as u8]), dport: 8080, ..*original }.reversed()
+}
+
+proptest! {
+    #[test]
+    fn behaves_as_a_map_by_both_tuples(ops in proptest::collection::vec((0u16..12, 0u16..3, 0u8..4), 1..200)) {
+        let table = Conntrack::heap(8, Timeouts::default()).unwrap();
+        let mut model: BTreeMap<(u16, u16), Tuple> = BTreeMap::new();
+        for (now, (client, server, op)) in ops.into_iter().enumerate() {
+            let original = tuple(client, server, proto::UDP);
+            let back = reply(&original, server);
+            let known = model.contains_key(&(client, server));
+            match op {
+                0 | 1 => {
+                    let inserted = table.insert(&original, &back, 0, Some(1), now as u32);
+                    match inserted {
+                        Ok(_) => {
+                            prop_assert!(!known && model.len() < 8);
+                            model.insert((client, server), back);
+                        }
+                        Err(InsertError::Exists(found)) => {
+                            prop_assert!(known);
+                            prop_assert_eq!(found.tuples[1], back);
+                        }
+                        Err(InsertError::Full) => prop_assert_eq!(model.len(), 8),
+                        Err(InsertError::Clash) => prop_assert!(false, "no two tuples clash here"),
+                    }
+                }
+                2 => {
+                    if let Some(found) = table.lookup(&original) {
+                        table.remove(found.conn);
+                    }
+                    model.remove(&(client, server));
+                }
+                _ => {}
+            }
+            for (client, server) in (0..12).flat_map(|c| (0..3).map(move |s| (c, s))) {
+                let original = tuple(client, server, proto::UDP);
+                let back = reply(&original, server);
+                let expected = model.contains_key(&(client, server));
+                let (forward, backward) = (table.lookup(&original), table.lookup(&back));
+                prop_assert_eq!(forward.is_some(), expected);
+                prop_assert_eq!(backward.is_some(), expected);
+                if let (Some(forward), Some(backward)) = (forward, backward) {
+                    prop_assert_eq!(forward.direction, Direction::Original);
+                    prop_assert_eq!(backward.direction, Direction::Reply);
+                    prop_assert_eq!(forward.translated(), back.reversed());
+                    prop_assert_eq!(backward.translated(), original.reversed());
+                }
+            }
+            prop_assert_eq!(table.summary().used, model.len());
+        }
+    }
+
+    #[test]
+    fn hostile_files_never_harm_the_reader(
+        noise in proptest::collection::vec((0usize..(4096 + 64 * 128), any::<u8>()), 0..400),
+        cut in proptest::option::of(0u64..(4096 + 64 * 128)),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("conntrack");
+        {
+            let table = Conntrack::open(&path, 64, Timeouts::default()).unwrap();
+            for client in 0..40 {
+                let original = tuple(client, 0, proto::TCP);
+                table.insert(&original, &original.reversed(), tcp_flags::SYN, None, 5).unwrap();
+            }
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        for (at, value) in noise {
+            bytes[at] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut as usize);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        match Conntrack::open(&path, 64, Timeouts::default()) {
+            Ok(table) => {
+                prop_assert!(table.iter().count() <= 64);
+                for client in 0..40 {
+                    let original = tuple(client, 0, proto::TCP);
+                    if let Some(found) = table.lookup(&original) {
+                        prop_assert!(found.tuples.contains(&original));
+                        table.update(found.conn, proto::TCP, Direction::Reply, tcp_flags::ACK, 6);
+                        table.remove(found.conn);
+                        prop_assert_eq!(table.lookup(&original), None);
+                    }
+                    let inserted = table.insert(&original, &original.reversed(), tcp_flags::SYN, None, 6);
+                    prop_assert!(!matches!(inserted, Err(InsertError::Exists(_))));
+                }
+                let mut cursor = 0;
+                table.expire(&mut cursor, 1000, u32::MAX / 2);
+            }
+            Err(ConntrackError::Foreign { .. }) => {}
+            Err(error) => prop_assert!(false, "{error}"),
+        }
+    }
+}
+
+#[test]
+fn connections_outlive_the_process_that_opened_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("conntrack");
+    let original = tuple(7, 1, proto::TCP);
+    let back = reply(&original, 3);
+    {
+        let table = Conntrack::open(&path, 1000, Timeouts::default()).unwrap();
+        let conn = table.insert(&original, &back, tcp_flags::SYN, Some(4), 100).unwrap();
+        assert!(table.update(conn, proto::TCP, Direction::Reply, tcp_flags::SYN | tcp_flags::ACK, 101));
+        assert!(table.update(conn, proto::TCP, Direction::Original, tcp_flags::ACK, 102));
+        let busy = Conntrack::open(&path, 1000, Timeouts::default());
+        assert!(matches!(busy, Err(ConntrackError::Busy { .. })), "two engines never share the file");
+    }
+    let table = Conntrack::open(&path, 1000, Timeouts::default()).unwrap();
+    let found = table.lookup(&back).unwrap();
+    assert_eq!((found.direction, found.state), (Direction::Reply, State::Established));
+    assert_eq!(found.tuples, [original, back]);
+    assert_eq!(table.summary().used, 1);
+    drop(table);
+    let other = Conntrack::open(&path, 2000, Timeouts::default()).err().unwrap().to_string();
+    assert!(other.contains("room for 1000 connections, not 2000") && other.contains("remove it"), "{other}");
+}
+
+#[test]
+fn a_connection_half_written_when_its_writer_died_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("conntrack");
+    let (one, two) = (tuple(1, 0, proto::TCP), tuple(2, 0, proto::TCP));
+    {
+        let table = Conntrack::open(&path, 4, Timeouts::default()).unwrap();
+        for original in [one, two] {
+            table.insert(&original, &original.reversed(), tcp_flags::SYN, None, 1).unwrap();
+        }
+    }
+    // The sequence number is an entry's first word; odd says "being written".
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096] |= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let table = Conntrack::open(&path, 4, Timeouts::default()).unwrap();
+    assert_eq!(table.lookup(&one), None);
+    assert!(table.lookup(&two).is_some());
+    assert_eq!(table.summary().used, 1);
+    for client in 10..13 {
+        let original = tuple(client, 0, proto::TCP);
+        table.insert(&original, &original.reversed(), tcp_flags::SYN, None, 1).unwrap();
+    }
+    assert_eq!(table.summary().used, 4, "every place is to be had again");
+}
+
+#[test]
+fn two_connections_never_share_a_reply() {
+    let table = Conntrack::heap(16, Timeouts::default()).unwrap();
+    let one = tuple(1, 0, proto::TCP);
+    let other = tuple(1, 1, proto::TCP);
+    let back = reply(&one, 5);
+    table.insert(&one, &back, tcp_flags::SYN, None, 1).unwrap();
+    assert_eq!(table.insert(&other, &back, tcp_flags::SYN, None, 1), Err(InsertError::Clash));
+    assert_eq!(table.lookup(&other), None);
+    assert_eq!(table.summary().used, 1);
+}
+
+#[test]
+fn a_place_given_to_another_connection_is_noticed() {
+    let table = Conntrack::heap(1, Timeouts::default()).unwrap();
+    let (one, two) = (tuple(1, 0, proto::UDP), tuple(2, 0, proto::UDP));
+    let first = table.insert(&one, &one.reversed(), 0, None, 1).unwrap();
+    table.remove(first);
+    let second = table.insert(&two, &two.reversed(), 0, None, 1).unwrap();
+    assert_eq!(first.index, second.index);
+    assert!(!table.touch(first, 2));
+    assert!(!table.update(first, proto::UDP, Direction::Reply, 0, 2));
+    table.remove(first);
+    assert!(table.touch(second, 2), "removing the old one leaves the new one");
+}
+
+#[test]
+fn each_state_lasts_its_own_time() {
+    let table = Conntrack::heap(16, Timeouts::default()).unwrap();
+    let (syn, udp) = (tuple(1, 0, proto::TCP), tuple(2, 0, proto::UDP));
+    table.insert(&syn, &syn.reversed(), tcp_flags::SYN, None, 1000).unwrap();
+    table.insert(&udp, &udp.reversed(), 0, None, 1000).unwrap();
+    let mut cursor = 0;
+    assert_eq!(table.expire(&mut cursor, 16, 1030), 0);
+    assert_eq!(table.expire(&mut cursor, 16, 1031), 1);
+    assert_eq!(table.lookup(&udp), None);
+    assert_eq!(table.expire(&mut cursor, 16, 1120), 0);
+    assert_eq!(table.expire(&mut cursor, 16, 1121), 1);
+    assert_eq!(table.summary().used, 0);
+}
+
+/// Four workers insert, find, update and remove the same few connections. Whatever is found must be whole:
+/// its reply tuple is the one that belongs to its original.
+#[test]
+fn several_workers_see_whole_connections_only() {
+    let table = Conntrack::heap(24, Timeouts::default()).unwrap();
+    let found = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..4u16 {
+            let (table, found) = (table.clone(), &found);
+            scope.spawn(move || {
+                let mut random = u64::from(worker) * 0x9e37_79b9 + 1;
+                for step in 0..60_000u32 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let client = (random >> 40) as u16 % 32;
+                    let original = tuple(client, 0, proto::UDP);
+                    let back = reply(&original, client);
+                    match (random >> 33) % 4 {
+                        0 => match table.insert(&original, &back, 0, None, step) {
+                            Ok(_) | Err(InsertError::Full) => {}
+                            Err(InsertError::Exists(other)) => assert_eq!(other.tuples, [original, back]),
+                            Err(InsertError::Clash) => panic!("no two tuples clash here"),
+                        },
+                        1 => {
+                            if let Some(known) = table.lookup(&original) {
+                                table.remove(known.conn);
+                            }
+                        }
+                        _ => {
+                            for asked in [original, back] {
+                                if let Some(known) = table.lookup(&asked) {
+                                    assert_eq!(known.tuples, [original, back]);
+                                    table.update(known.conn, proto::UDP, known.direction, 0, step);
+                                    found.fetch_add(1, Ordering::Relaxed);
+                                }
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert!(found.load(Ordering::Relaxed) > 1000);
+    let left: Vec<_> = table.iter().collect();
+    assert_eq!(left.len(), table.summary().used);
+    for connection in &left {
+        table.remove(connection.conn);
+    }
+    assert_eq!(table.summary().used, 0, "every place comes back");
+    for client in 0..24 {
+        let original = tuple(client, 0, proto::UDP);
+        table.insert(&original, &reply(&original, client), 0, None, 1).unwrap();
+    }
+}

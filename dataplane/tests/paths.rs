@@ -1,0 +1,460 @@
+//! Each way of a packet through `process`, checked by an independent parser (etherparse): addresses, ports,
+//! checksums, headers; and invariants I1 and I2 at the end of every test.
+
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
+use fairway_dataplane::wire::{icmp, proto, tcp_flags};
+use fairway_tables::stats::Counter;
+use fairway_tables::{DropReason, Endpoint, Ip, Mac, Op, PortId};
+
+const VIP: [u8; 4] = [10, 96, 0, 10];
+
+/// What a test looks at in an IPv4 packet, after every checksum was found right.
+#[derive(Debug, PartialEq, Eq, Clone)]
+struct Seen {
+    dst_mac: [u8; 6],
+    src_mac: [u8; 6],
+    src: [u8; 4],
+    dst: [u8; 4],
+    sport: u16,
+    dport: u16,
+    ttl: u8,
+    payload: Vec<u8>,
+}
+
+fn look(frame: &[u8]) -> Seen {
+    let sliced = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
+    let Some(etherparse::LinkSlice::Ethernet2(eth)) = &sliced.link else { panic!("no Ethernet header") };
+    let Some(NetSlice::Ipv4(ip)) = &sliced.net else { panic!("no IPv4 header") };
+    let header = ip.header().to_header();
+    assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 checksum");
+    let (sport, dport, payload) = match &sliced.transport {
+        Some(TransportSlice::Udp(udp)) => {
+            if udp.checksum() != 0 {
+                let right = udp.to_header().calc_checksum_ipv4(&header, udp.payload()).unwrap();
+                assert_eq!(udp.checksum(), right, "UDP checksum");
+            }
+            (udp.source_port(), udp.destination_port(), udp.payload().to_vec())
+        }
+        Some(TransportSlice::Tcp(tcp)) => {
+            let right = tcp.calc_checksum_ipv4(header.source, header.destination).unwrap();
+            assert_eq!(tcp.checksum(), right, "TCP checksum");
+            (tcp.source_port(), tcp.destination_port(), tcp.payload().to_vec())
+        }
+        Some(TransportSlice::Icmpv4(message)) => {
+            assert!(icmp::checksum_ok(ip.payload().payload), "ICMP checksum");
+            (0, 0, message.payload().to_vec())
+        }
+        _ => (0, 0, ip.payload().payload.to_vec()),
+    };
+    Seen {
+        dst_mac: eth.destination(),
+        src_mac: eth.source(),
+        src: header.source,
+        dst: header.destination,
+        sport,
+        dport,
+        ttl: header.time_to_live,
+        payload,
+    }
+}
+
+/// Looks into a VXLAN packet from this node to remote node `n`; returns the inner packet.
+fn look_inside(frame: &[u8], n: u8) -> Seen {
+    let outer = look(frame);
+    assert_eq!((outer.src_mac, outer.dst_mac), (addr::UPLINK_MAC.0, addr::node_mac(n).0));
+    assert_eq!((outer.src, outer.dst, outer.dport), (addr::NODE, addr::node(n), 4789));
+    assert!(outer.sport >= 49152, "RFC 7348 entropy port");
+    assert_eq!(outer.payload[0], 8);
+    assert_eq!(outer.payload[4..7], [0, 0x10, 0]);
+    let inner = look(&outer.payload[8..]);
+    assert_eq!((inner.src_mac, inner.dst_mac), (addr::VTEP.0, addr::node_vtep(n).0));
+    inner
+}
+
+fn drops(world: &World, reason: DropReason) -> u64 {
+    world.worker.counters.drops(reason)
+}
+
+#[test]
+fn pod_to_pod_on_the_same_node() {
+    let mut world = World::new(WorldConfig::default());
+    let frame = addr::from_pod(0, addr::pod(1)).udp(1111, 2222, b"hello");
+    for hits in 0..3 {
+        let (port, out) = world.send(addr::pod_port(0), &frame).unwrap();
+        assert_eq!(port, addr::pod_port(1));
+        assert_eq!(
+            look(&out),
+            Seen {
+                dst_mac: addr::pod_mac(1).0,
+                src_mac: addr::GATEWAY_MAC.0,
+                src: addr::pod(0),
+                dst: addr::pod(1),
+                sport: 1111,
+                dport: 2222,
+                ttl: 63,
+                payload: b"hello".to_vec()
+            }
+        );
+        assert_eq!(
+            world.worker.counters.get(Counter::FlowHits),
+            hits,
+            "the first packet walks, the rest hit"
+        );
+    }
+    world.finish();
+}
+
+#[test]
+fn pod_to_remote_pod_is_encapsulated_and_back() {
+    let mut world = World::new(WorldConfig::default());
+    let there = addr::from_pod(0, addr::remote_pod(2, 9)).tcp(5000, 80, tcp_flags::SYN, b"");
+    let (port, out) = world.send(addr::pod_port(0), &there).unwrap();
+    assert_eq!(port, addr::UPLINK);
+    let inner = look_inside(&out, 2);
+    assert_eq!((inner.src, inner.dst, inner.ttl), (addr::pod(0), addr::remote_pod(2, 9), 63));
+
+    let reply = addr::from_remote(addr::remote_pod(2, 9), addr::pod(0)).tcp(
+        80,
+        5000,
+        tcp_flags::SYN | tcp_flags::ACK,
+        b"x",
+    );
+    let wrapped = packet::encapsulate(&addr::encap_from(2), &reply, 50000);
+    let (port, out) = world.send(addr::UPLINK, &wrapped).unwrap();
+    assert_eq!(port, addr::pod_port(0));
+    let seen = look(&out);
+    assert_eq!((seen.dst_mac, seen.src_mac), (addr::pod_mac(0).0, addr::GATEWAY_MAC.0));
+    assert_eq!((seen.src, seen.dst, seen.ttl), (addr::remote_pod(2, 9), addr::pod(0), 62));
+    world.finish();
+}
+
+#[test]
+fn a_service_is_translated_both_ways_and_keeps_its_backend() {
+    for protocol in [proto::TCP, proto::UDP] {
+        let mut world = World::new(WorldConfig::default());
+        let backends: Vec<_> = (0..3).map(|n| (addr::remote_pod(n, 7), 8080)).collect();
+        world.set_service(VIP, 80, protocol, 1, &backends);
+        let make = |src: &packet::Headers, sport, dport, flags| match protocol {
+            proto::TCP => src.tcp(sport, dport, flags, b"data"),
+            _ => src.udp(sport, dport, b"data"),
+        };
+        let syn = make(&addr::from_pod(0, VIP), 40000, 80, tcp_flags::SYN);
+        let (_, out) = world.send(addr::pod_port(0), &syn).unwrap();
+        let outer = look(&out);
+        let n = outer.dst[3] - 2;
+        let inner = look_inside(&out, n);
+        assert_eq!((inner.dst, inner.dport, inner.sport), (addr::remote_pod(n, 7), 8080, 40000));
+
+        let back = addr::from_remote(addr::remote_pod(n, 7), addr::pod(0));
+        let reply = make(&back, 8080, 40000, tcp_flags::SYN | tcp_flags::ACK);
+        let wrapped = packet::encapsulate(&addr::encap_from(n), &reply, 50000);
+        for _ in 0..2 {
+            let (port, out) = world.send(addr::UPLINK, &wrapped).unwrap();
+            let seen = look(&out);
+            assert_eq!(port, addr::pod_port(0));
+            assert_eq!((seen.src, seen.sport, seen.dst, seen.dport), (VIP, 80, addr::pod(0), 40000));
+        }
+
+        // I6: the backend leaves the service; the connection stays with it, a new one does not go there.
+        let rest: Vec<_> = backends.iter().copied().filter(|b| b.0 != addr::remote_pod(n, 7)).collect();
+        world.set_service(VIP, 80, protocol, 1, &rest);
+        let ack = make(&addr::from_pod(0, VIP), 40000, 80, tcp_flags::ACK);
+        let (_, out) = world.send(addr::pod_port(0), &ack).unwrap();
+        assert_eq!(look(&out).dst, addr::node(n));
+        for sport in 41000..41050 {
+            let syn = make(&addr::from_pod(0, VIP), sport, 80, tcp_flags::SYN);
+            let (_, out) = world.send(addr::pod_port(0), &syn).unwrap();
+            assert_ne!(look(&out).dst, addr::node(n));
+        }
+        world.finish();
+    }
+}
+
+#[test]
+fn a_connection_survives_a_worker_that_forgot_its_flows() {
+    let mut world = World::new(WorldConfig::default());
+    let backends: Vec<_> = (0..3).map(|n| (addr::remote_pod(n, 7), 8080)).collect();
+    world.set_service(VIP, 80, proto::TCP, 1, &backends);
+    for sport in 40000..40064 {
+        let syn = addr::from_pod(0, VIP).tcp(sport, 80, tcp_flags::SYN, b"");
+        let (_, out) = world.send(addr::pod_port(0), &syn).unwrap();
+        let node = look(&out).dst;
+        world.worker.flows.clear();
+        let ack = addr::from_pod(0, VIP).tcp(sport, 80, tcp_flags::ACK, b"");
+        let (_, out) = world.send(addr::pod_port(0), &ack).unwrap();
+        assert_eq!(look(&out).dst, node);
+    }
+    world.finish();
+}
+
+#[test]
+fn backends_are_chosen_evenly() {
+    let mut world = World::new(WorldConfig { connections: 16384, ..WorldConfig::default() });
+    let backends: Vec<_> = (0..3).map(|n| (addr::remote_pod(n, 7), 8080)).collect();
+    world.set_service(VIP, 80, proto::UDP, 1, &backends);
+    let mut chosen = [0; 3];
+    for sport in 1000..7000 {
+        let frame = addr::from_pod(0, VIP).udp(sport, 80, b"");
+        let (_, out) = world.send(addr::pod_port(0), &frame).unwrap();
+        chosen[usize::from(look(&out).dst[3] - 2)] += 1;
+    }
+    // 2000 expected, standard deviation 37.
+    assert!(chosen.iter().all(|n| (1750..2250).contains(n)), "{chosen:?}");
+    world.finish();
+}
+
+#[test]
+fn a_service_without_backends_drops_by_that_reason() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 80, proto::TCP, 1, &[]);
+    let syn = addr::from_pod(0, VIP).tcp(40000, 80, tcp_flags::SYN, b"");
+    assert_eq!(world.send(addr::pod_port(0), &syn), None);
+    assert_eq!(drops(&world, DropReason::NoBackend), 1);
+    world.finish();
+}
+
+#[test]
+fn a_local_backend_answers_under_the_services_address() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::pod(1), 8080)]);
+    let syn = addr::from_pod(0, VIP).tcp(40000, 80, tcp_flags::SYN, b"");
+    let (port, out) = world.send(addr::pod_port(0), &syn).unwrap();
+    assert_eq!((port, look(&out).dst, look(&out).dport), (addr::pod_port(1), addr::pod(1), 8080));
+    let reply = addr::from_pod(1, addr::pod(0)).tcp(8080, 40000, tcp_flags::SYN | tcp_flags::ACK, b"");
+    let (port, out) = world.send(addr::pod_port(1), &reply).unwrap();
+    assert_eq!((port, look(&out).src, look(&out).sport), (addr::pod_port(0), VIP, 80));
+    world.finish();
+}
+
+#[test]
+fn the_gateway_answers_echo_and_arp_for_any_address() {
+    let mut world = World::new(WorldConfig::default());
+    let ping = addr::from_pod(0, addr::GATEWAY).echo(icmp::ECHO_REQUEST, 7, 1, b"odd");
+    let (port, out) = world.send(addr::pod_port(0), &ping).unwrap();
+    let seen = look(&out);
+    assert_eq!((port, seen.src, seen.dst, seen.ttl), (addr::pod_port(0), addr::GATEWAY, addr::pod(0), 64));
+    assert_eq!(
+        (seen.dst_mac, seen.src_mac, &seen.payload[..]),
+        (addr::pod_mac(0).0, addr::GATEWAY_MAC.0, &b"odd"[..])
+    );
+
+    for target in [addr::GATEWAY, addr::pod(1), [8, 8, 8, 8]] {
+        let ask = packet::arp_request(addr::pod_mac(0), addr::pod(0), target);
+        let (port, out) = world.send(addr::pod_port(0), &ask).unwrap();
+        assert_eq!(port, addr::pod_port(0));
+        assert_eq!(out[20..22], [0, 2]);
+        assert_eq!(out[22..28], addr::GATEWAY_MAC.0);
+        assert_eq!(out[28..32], target);
+    }
+    for probe in [([0; 4], addr::pod(0)), (addr::pod(0), addr::pod(0))] {
+        let ask = packet::arp_request(addr::pod_mac(0), probe.0, probe.1);
+        assert_eq!(
+            world.send(addr::pod_port(0), &ask),
+            None,
+            "a station probing its own address hears nothing"
+        );
+    }
+    assert_eq!(drops(&world, DropReason::ArpIgnored), 2);
+    world.finish();
+}
+
+#[test]
+fn echo_between_pods_is_one_connection_both_ways() {
+    let mut world = World::new(WorldConfig::default());
+    let ping = addr::from_pod(0, addr::pod(1)).echo(icmp::ECHO_REQUEST, 99, 1, b"abcdefgh");
+    assert_eq!(world.send(addr::pod_port(0), &ping).unwrap().0, addr::pod_port(1));
+    let pong = addr::from_pod(1, addr::pod(0)).echo(icmp::ECHO_REPLY, 99, 1, b"abcdefgh");
+    let (port, out) = world.send(addr::pod_port(1), &pong).unwrap();
+    assert_eq!((port, look(&out).payload), (addr::pod_port(0), b"abcdefgh".to_vec()));
+    assert_eq!(world.worker.conntrack.summary().used, 1);
+    world.finish();
+}
+
+#[test]
+fn host_reaches_pods_and_pods_reach_the_host() {
+    let mut world = World::new(WorldConfig::default());
+    let headers = packet::Headers {
+        dst_mac: addr::GATEWAY_MAC,
+        src_mac: addr::HOST_MAC,
+        src: addr::NODE,
+        dst: addr::pod(2),
+        ttl: 64,
+    };
+    let (port, _) = world.send(addr::HOST, &headers.udp(1, 2, b"")).unwrap();
+    assert_eq!(port, addr::pod_port(2));
+    let (port, out) = world.send(addr::pod_port(2), &addr::from_pod(2, addr::NODE).udp(2, 1, b"")).unwrap();
+    assert_eq!((port, look(&out).dst_mac), (addr::HOST, addr::HOST_MAC.0));
+    // The host's default route is the host: such a packet is not sent back.
+    let outside = packet::Headers { dst: [8, 8, 8, 8], ..headers };
+    assert_eq!(world.send(addr::HOST, &outside.udp(1, 2, b"")), None);
+    assert_eq!(drops(&world, DropReason::NoRoute), 1);
+    assert_eq!(world.worker.counters.get(Counter::HostPackets), 1);
+    world.finish();
+}
+
+#[test]
+fn options_and_padding_are_passed_rightly() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 53, proto::UDP, 1, &[(addr::pod(1), 5353)]);
+    // Four bytes of options (no-operation ×3, end) between header and UDP, and Ethernet padding behind.
+    let plain = addr::from_pod(0, VIP).udp(1, 53, b"q");
+    let mut frame = plain[..34].to_vec();
+    frame.extend([1, 1, 1, 0]);
+    frame.extend(&plain[34..]);
+    frame[14] = 0x46;
+    let len = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&len.to_be_bytes());
+    frame[24..26].fill(0);
+    let sum = fairway_dataplane::wire::checksum::checksum(&frame[14..38]);
+    frame[24..26].copy_from_slice(&sum.to_ne_bytes());
+    let length = frame.len();
+    frame.resize(64, 0xa5);
+    let (_, out) = world.send(addr::pod_port(0), &frame).unwrap();
+    assert_eq!(out.len(), length, "padding does not travel");
+    let seen = look(&out);
+    assert_eq!((seen.dst, seen.dport, seen.payload), (addr::pod(1), 5353, b"q".to_vec()));
+    world.finish();
+}
+
+#[test]
+fn udp_without_checksum_stays_without() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 53, proto::UDP, 1, &[(addr::pod(1), 5353)]);
+    let mut frame = addr::from_pod(0, VIP).udp(1, 53, b"q");
+    frame[40..42].fill(0);
+    let (_, out) = world.send(addr::pod_port(0), &frame).unwrap();
+    assert_eq!(out[40..42], [0, 0]);
+    world.finish();
+}
+
+#[test]
+fn each_bad_packet_has_its_reason() {
+    let mut world = World::new(WorldConfig::default());
+    let good = addr::from_pod(0, addr::pod(1)).udp(1, 2, b"payload");
+    let wrapped = |n: u8, src, dst| {
+        let inner = addr::from_remote(src, dst).udp(1, 2, b"payload");
+        packet::encapsulate(&addr::encap_from(n), &inner, 50000)
+    };
+    let fine = wrapped(0, addr::remote_pod(0, 5), addr::pod(0));
+    let change = |frame: &[u8], at: usize, value: u8| {
+        let mut frame = frame.to_vec();
+        frame[at] = value;
+        frame
+    };
+    let spoofed = packet::Headers { src: addr::pod(1), ..addr::from_pod(0, addr::pod(2)) };
+    let martian = packet::Headers { src: [127, 0, 0, 1], ..addr::from_pod(0, addr::pod(2)) };
+    let dying = packet::Headers { ttl: 1, ..addr::from_pod(0, addr::pod(2)) };
+    let mut fragment = good.clone();
+    fragment[20] = 0x20;
+    fragment[24..26].fill(0);
+    let sum = fairway_dataplane::wire::checksum::checksum(&fragment[14..34]);
+    fragment[24..26].copy_from_slice(&sum.to_ne_bytes());
+    let pod = addr::pod_port(0);
+    let cases: Vec<(PortId, Vec<u8>, DropReason)> = vec![
+        (pod, good[..13].to_vec(), DropReason::Truncated),
+        (pod, good[..30].to_vec(), DropReason::Truncated),
+        (pod, change(&good, 0, 2), DropReason::NotForUs),
+        (pod, change(&good, 12, 0x88), DropReason::EtherType),
+        (pod, change(&change(&good, 12, 0x86), 13, 0xdd), DropReason::Ipv6),
+        (pod, change(&good, 14, 0x44), DropReason::BadIpHeader),
+        (pod, change(&good, 22, 9), DropReason::BadIpChecksum),
+        (pod, fragment, DropReason::Fragment),
+        (pod, spoofed.udp(1, 2, b""), DropReason::SpoofedSource),
+        (pod, martian.udp(1, 2, b""), DropReason::Martian),
+        (pod, dying.udp(1, 2, b""), DropReason::TtlExceeded),
+        (pod, addr::from_pod(0, addr::pod(900)).udp(1, 2, b""), DropReason::NoEndpoint),
+        (pod, addr::from_pod(0, addr::pod(3)).udp(1, 2, &[0; 1460]), DropReason::TooBig),
+        (pod, addr::from_pod(0, addr::remote_pod(0, 1)).udp(1, 2, &[0; 1423]), DropReason::TooBig),
+        (pod, addr::from_pod(0, addr::GATEWAY).udp(1, 2, b""), DropReason::NotForUs),
+        (addr::UPLINK, change(&fine, 42, 0), DropReason::BadVxlan),
+        (addr::UPLINK, change(&fine, 48, 9), DropReason::WrongVni),
+        (addr::UPLINK, change(&fine, 50, 9), DropReason::NotForUs),
+        (addr::UPLINK, change(&fine, 37, 9), DropReason::NotForUs),
+        (addr::UPLINK, fine[..60].to_vec(), DropReason::Truncated),
+        (addr::UPLINK, wrapped(0, addr::remote_pod(1, 5), addr::pod(0)), DropReason::SpoofedSource),
+        (addr::UPLINK, wrapped(9, addr::remote_pod(0, 5), addr::pod(0)), DropReason::UnknownVtep),
+        (PortId(77), good.clone(), DropReason::PortDown),
+    ];
+    for (port, frame, reason) in cases {
+        let before = drops(&world, reason);
+        assert_eq!(world.send(port, &frame), None, "{reason}");
+        assert_eq!(drops(&world, reason), before + 1, "{reason}");
+    }
+    assert!(world.send(pod, &good).is_some());
+    assert!(world.send(addr::UPLINK, &fine).is_some());
+    world.finish();
+}
+
+#[test]
+fn a_changed_table_takes_effect_on_running_flows() {
+    let mut world = World::new(WorldConfig::default());
+    let frame = addr::from_pod(0, addr::pod(1)).udp(1, 2, b"");
+    assert_eq!(world.send(addr::pod_port(0), &frame).unwrap().0, addr::pod_port(1));
+    // The pod was moved to another port, with another Ethernet address.
+    let mac = Mac([0x0a, 0x58, 9, 9, 9, 9]);
+    world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), Endpoint { port: addr::pod_port(3), mac }));
+    let (port, out) = world.send(addr::pod_port(0), &frame).unwrap();
+    assert_eq!((port, look(&out).dst_mac), (addr::pod_port(3), mac.0));
+    world.apply(Op::DelEndpoint(Ip::v4(addr::pod(1))));
+    assert_eq!(world.send(addr::pod_port(0), &frame), None);
+    assert_eq!(drops(&world, DropReason::NoEndpoint), 1);
+    world.finish();
+}
+
+#[test]
+fn connections_end_when_their_time_is_over_and_a_syn_reuses_a_closed_one() {
+    let mut world = World::new(WorldConfig { connections: 64, ..WorldConfig::default() });
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::pod(1), 8080)]);
+    let syn = addr::from_pod(0, VIP).tcp(40000, 80, tcp_flags::SYN, b"");
+    let rst = addr::from_pod(1, addr::pod(0)).tcp(8080, 40000, tcp_flags::RST, b"");
+    assert!(world.send(addr::pod_port(0), &syn).is_some());
+    assert!(world.send(addr::pod_port(1), &rst).is_some());
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::pod(2), 8080)]);
+    let (port, _) = world.send(addr::pod_port(0), &syn).unwrap();
+    assert_eq!(port, addr::pod_port(2), "a SYN on a reset connection begins a new one");
+    assert_eq!(world.worker.conntrack.summary().used, 1);
+    world.now.seconds += 121;
+    (0..4).for_each(|_| world.worker.housekeep(world.now));
+    assert_eq!(world.worker.conntrack.summary().used, 0);
+    assert!(world.worker.counters.get(Counter::ConntrackExpired) == 1);
+    world.finish();
+}
+
+#[test]
+fn a_full_connection_table_drops_new_flows_and_keeps_old_ones() {
+    let mut world = World::new(WorldConfig { connections: 16, ..WorldConfig::default() });
+    let frame = |sport| addr::from_pod(0, addr::pod(1)).udp(sport, 2, b"");
+    for sport in 0..20 {
+        assert_eq!(world.send(addr::pod_port(0), &frame(sport)).is_some(), sport < 16);
+    }
+    assert_eq!(drops(&world, DropReason::ConntrackFull), 4);
+    assert!(world.send(addr::pod_port(0), &frame(3)).is_some());
+    world.finish();
+}
+
+#[test]
+fn one_burst_may_hold_every_kind_of_packet() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::remote_pod(0, 7), 8080)]);
+    let mut burst = Vec::new();
+    for n in 0..16 {
+        burst.push(addr::from_pod(0, VIP).tcp(40000, 80, tcp_flags::ACK, &[n]));
+        burst.push(addr::from_pod(0, addr::pod(1)).udp(7, 7, &[n]));
+        burst.push(packet::arp_request(addr::pod_mac(0), addr::pod(0), addr::GATEWAY));
+        burst.push(vec![n; 40]);
+    }
+    let sent = world.burst(addr::pod_port(0), &burst);
+    assert_eq!(sent.len(), 48);
+    // Order within a flow holds.
+    let order: Vec<u8> =
+        sent.iter().filter(|(port, _)| *port == addr::pod_port(1)).map(|(_, f)| look(f).payload[0]).collect();
+    assert_eq!(order, (0..16).collect::<Vec<u8>>());
+    let inner: Vec<u8> = sent
+        .iter()
+        .filter(|(port, _)| *port == addr::UPLINK)
+        .map(|(_, f)| look_inside(f, 0).payload[0])
+        .collect();
+    assert_eq!(inner, (0..16).collect::<Vec<u8>>());
+    world.finish();
+}
