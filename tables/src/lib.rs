@@ -2,6 +2,9 @@
 //! one module per table. What lives here knows nothing of packets and does no I/O beyond its own files.
 //! docs/tables.md explains the protocol.
 
+#[cfg(test)]
+extern crate self as fairway_tables;
+
 mod addr;
 mod reason;
 pub mod record;
@@ -25,6 +28,9 @@ pub mod stats;
 mod sys;
 mod view;
 mod writer;
+
+#[cfg(test)]
+mod crash_tests;
 
 pub use addr::{Ip, Mac, MacParseError, Prefix, PrefixParseError};
 pub use error::{ApplyError, OpenError};

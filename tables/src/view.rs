@@ -31,6 +31,11 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    #[cfg(test)]
+    pub(crate) fn region(&self) -> &'a Region {
+        &self.tables.region
+    }
+
     /// Number of the last batch that was applied completely. A look-up that follows sees at least it.
     #[inline(always)]
     pub fn generation(&self) -> u64 {

@@ -123,7 +123,19 @@ impl Writer {
     /// Opens the tables in `dir` for writing: makes them, or takes over those of a former writer without
     /// a change that a reader could notice. Refuses if another writer is at work.
     pub fn open(dir: &Path, capacities: Capacities) -> Result<Writer, OpenError> {
+        Writer::open_files(files::open_for_writing(dir, &capacities)?)
+    }
+
+    /// As [`open`](Self::open), but stopping like [`stop_after_stores`](Self::stop_after_stores) while it
+    /// takes over.
+    #[cfg(any(test, feature = "fault-injection"))]
+    pub fn open_stopping_after(dir: &Path, capacities: Capacities, stores: u64) -> Result<Writer, OpenError> {
         let files = files::open_for_writing(dir, &capacities)?;
+        files.region.stop_after(stores);
+        Writer::open_files(files)
+    }
+
+    fn open_files(files: files::WriterFiles) -> Result<Writer, OpenError> {
         let mut writer =
             Writer::new(Arc::new(files.tables), files.region, files.quiescence, Some(files.lock));
         if files.recovered {

@@ -1,0 +1,91 @@
+//! Damaged files: whatever the bytes, readers and the next writer neither panic, hang nor read out of
+//! bounds. (Out of bounds would end the test by a signal.)
+
+#[path = "common/model.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod model;
+
+use fairway_tables::*;
+use model::{Model, any_op, capacities, deletes_of, probes};
+use proptest::prelude::*;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
+/// Uses everything that a reader can do, and drains every iterator.
+fn look_at_everything(view: View<'_>, model: &Model) {
+    let mut seen = view.ports().count() + view.endpoints().count() + view.routes().count();
+    seen += view.neighbours().count() + view.tunnels().count();
+    seen += view.services().map(|(_, s)| s.backends().count()).sum::<usize>();
+    for ip in probes(model.routes.keys()) {
+        seen += usize::from(view.route(ip).is_some());
+    }
+    for key in model.services.keys() {
+        seen += view.service(key).map_or(0, |s| s.backends().count());
+    }
+    for key in model.endpoints.keys() {
+        seen += usize::from(view.endpoint(*key).is_some() || view.tunnel(*key).is_some());
+    }
+    std::hint::black_box(seen);
+}
+
+/// Where a change hits: the start of the file, where header and hash tables lie, or anywhere.
+fn any_damage() -> impl Strategy<Value = (u64, u64)> {
+    let place = prop_oneof![2 => 0u64..600, 6 => 4096u64..400_000, 1 => 400_000u64..u64::MAX];
+    let word = prop_oneof![any::<u64>(), 0u64..200, (0u64..200).prop_map(|n| n << 32), Just(u64::MAX)];
+    (place, word)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_tables_never_panic_hang_or_read_out_of_bounds(
+        ops in prop::collection::vec(any_op(), 150),
+        more in prop::collection::vec(any_op(), 40),
+        damage in prop::collection::vec(any_damage(), 1..40),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(dir.path(), capacities()).unwrap();
+        let mut model = Model::default();
+        model.apply(&ops);
+        writer.apply(&ops).unwrap();
+        drop(writer);
+        let early = Reader::open(dir.path(), "early").unwrap();
+        let path = dir.path().join("tables");
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let len = file.metadata().unwrap().len();
+        for (place, word) in damage {
+            let at = (place % (len - 8)) & !3;
+            file.write_all_at(&word.to_ne_bytes(), at).unwrap();
+        }
+        look_at_everything(early.view(), &model);
+        if let Ok(late) = Reader::open(dir.path(), "late") {
+            look_at_everything(late.view(), &model);
+        }
+        drop(early);
+        if let Ok(mut writer) = Writer::open(dir.path(), capacities()) {
+            look_at_everything(writer.view(), &model);
+            let _ = writer.apply(&more);
+            let _ = writer.apply(&deletes_of(&model, 1));
+            look_at_everything(writer.view(), &model);
+        }
+    }
+
+    #[test]
+    fn damaged_reader_slots_never_panic_or_hang(damage in prop::collection::vec((0u64..8184, any::<u64>()), 1..60)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(dir.path(), capacities()).unwrap();
+        let mut reader = Reader::open(dir.path(), "test").unwrap();
+        let file = OpenOptions::new().write(true).open(dir.path().join("quiescence")).unwrap();
+        for (place, word) in damage {
+            file.write_all_at(&word.to_ne_bytes(), place).unwrap();
+        }
+        for n in 0..200 {
+            let _ = writer.apply(&[Op::SetEndpoint(Ip::v4([10, 0, 0, n]), Endpoint { port: PortId(0), mac: Mac::ZERO })]);
+            reader.quiescent();
+        }
+        drop((writer, reader));
+        let _ = Writer::open(dir.path(), capacities());
+        let _ = Reader::open(dir.path(), "next");
+    }
+}
