@@ -4,10 +4,14 @@
 //! [`manifests`] and [`kernel`] are sources; [`index`] is the pure heart; [`publisher`] writes the tables; [`api`]
 //! answers on a Unix socket; [`app`] ties them together. docs/control.md is the operator's page.
 
+pub mod api;
+pub mod app;
 pub mod convert;
+pub mod core;
 pub mod index;
 pub mod kernel;
 pub mod manifests;
 pub mod model;
 pub mod names;
 pub mod object;
+pub mod publisher;

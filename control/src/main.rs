@@ -1,2 +1,108 @@
-//! Placeholder.
-fn main() {}
+//! `fairway-control`: the control process of a node.
+
+use clap::Parser;
+use fairway_control::core::Options;
+use fairway_control::{app, kernel, manifests};
+use fairway_tables::{Capacities, Prefix};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Reads the cluster's objects and the kernel's state, and keeps Fairway's tables in line with them.
+#[derive(Parser, Debug)]
+#[command(name = "fairway-control", version)]
+struct Args {
+    /// Directory of the tables and of the API's socket.
+    #[arg(long, default_value = "/run/fairway")]
+    run_dir: PathBuf,
+    /// This node's name, as in its Node object; the host's name by default.
+    #[arg(long)]
+    node: Option<String>,
+    /// Folder of Kubernetes manifests (*.yaml, *.yml, *.json) to follow.
+    #[arg(long, required_unless_present_any = ["check", "cleanup"])]
+    manifests: Option<PathBuf>,
+    /// Device towards the other nodes; by default the one that holds the node's InternalIP.
+    #[arg(long)]
+    uplink: Option<String>,
+    /// VXLAN network identifier of the pod network.
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    vni: u32,
+    /// UDP port of VXLAN.
+    #[arg(long, default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
+    vxlan_port: u16,
+    /// Range of the service addresses, routed as one; may be repeated. By default each address is routed by itself.
+    #[arg(long)]
+    service_cidr: Vec<Prefix>,
+    /// Check a folder of manifests, print every error, and exit.
+    #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
+    check: Option<PathBuf>,
+    /// Remove the host veth pair and the routes into it, and exit.
+    #[arg(long)]
+    cleanup: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FAIRWAY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match (&args.check, args.cleanup) {
+        (Some(folder), _) => return check(folder),
+        (None, true) => kernel::prepare::cleanup().map_err(|e| e.to_string()),
+        (None, false) => run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fairway-control: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), String> {
+    let capacities = Capacities::default();
+    let options = Options {
+        node: args.node.map_or_else(hostname, Ok)?,
+        run_dir: args.run_dir,
+        manifests: args.manifests.unwrap_or_default(),
+        uplink: args.uplink,
+        vni: args.vni,
+        vxlan_port: args.vxlan_port,
+        service_cidrs: args.service_cidr,
+        max_ports: capacities.ports,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start threads: {e}"))?;
+    runtime.block_on(app::run(options, capacities)).map_err(|e| e.to_string())
+}
+
+fn hostname() -> Result<String, String> {
+    let path = "/proc/sys/kernel/hostname";
+    std::fs::read_to_string(path)
+        .map(|name| name.trim().to_owned())
+        .map_err(|e| format!("cannot read this host's name from {path}: {e}; set --node"))
+}
+
+fn check(folder: &std::path::Path) -> ExitCode {
+    let listing = match manifests::scan(folder) {
+        Ok(listing) => listing,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut state = manifests::Folder::default();
+    let objects = state.update(listing).len();
+    let errors = state.errors();
+    for error in &errors {
+        eprintln!("{error}");
+    }
+    for (kind, count) in state.ignored() {
+        println!("{count} of kind {kind}: not read by Fairway");
+    }
+    println!("{} files, {objects} objects, {} errors", state.file_count(), errors.len());
+    if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -89,6 +89,17 @@ impl Index {
         Some((service.namespace.as_str(), service.name.as_str(), port.name.as_str()))
     }
 
+    /// Name of the remote node that has this underlay address.
+    pub fn node_at(&self, vtep: Ip) -> Option<&str> {
+        let node = self.nodes.values().find(|node| node.internal_ips.contains(&vtep))?;
+        Some(node.name.as_str())
+    }
+
+    /// Names of the remote nodes that are reached through a neighbour.
+    pub fn nodes_through(&self, next_hop: Ip) -> impl Iterator<Item = &str> {
+        self.next_hop_users.get(&next_hop).into_iter().flatten().map(String::as_str)
+    }
+
     /// Everything that waits, with what it waits for.
     pub fn pending(&self) -> Vec<Pending> {
         let mut out = Vec::new();

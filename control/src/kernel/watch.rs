@@ -6,10 +6,8 @@ use super::read::{self, NeighbourTrust};
 use crate::index::{Facts, KernelEvent};
 use fairway_tables::Ip;
 use netlink_packet_core::NetlinkPayload;
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
-use std::io;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_ROUTE};
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -45,21 +43,20 @@ pub fn list() -> Result<Update, NetlinkError> {
 }
 
 /// A subscription to the kernel's announcements.
-pub struct Subscription(AsyncFd<Socket>);
+pub struct Subscription(TokioSocket);
 
 impl Subscription {
     /// Subscribes. List after this, not before, or what happens in between is lost.
     pub fn open() -> Result<Subscription, NetlinkError> {
         let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
+            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+            socket.socket_mut().bind_auto()?;
             // Without the privilege for a large buffer the default must do; losses are listed again.
-            let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER_BYTES);
+            let _ = socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER_BYTES);
             for group in GROUPS {
-                socket.add_membership(group)?;
+                socket.socket_ref().add_membership(group)?;
             }
-            socket.set_non_blocking(true)?;
-            AsyncFd::new(socket)
+            Ok(socket)
         };
         let failed =
             |error| NetlinkError { what: "subscribe to link, neighbour and route changes".into(), error };
@@ -71,7 +68,7 @@ impl Subscription {
         let mut relist_at = Instant::now() + RELIST_PERIOD;
         loop {
             let received = tokio::select! {
-                received = self.receive() => received,
+                received = self.0.recv_from_full() => received,
                 () = tokio::time::sleep_until(relist_at) => {
                     relist_at = Instant::now() + RELIST_PERIOD;
                     match tokio::task::spawn_blocking(list).await {
@@ -84,7 +81,7 @@ impl Subscription {
             };
             let soon = Instant::now() + RELIST_DELAY;
             match received {
-                Ok(bytes) => {
+                Ok((bytes, _)) => {
                     for (header, payload) in messages(&bytes) {
                         let NetlinkPayload::InnerMessage(message) = payload else { continue };
                         let meaning = read::meaning(&message, header.flags);
@@ -105,15 +102,6 @@ impl Subscription {
                     relist_at = relist_at.min(soon);
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-            }
-        }
-    }
-
-    async fn receive(&self) -> io::Result<Vec<u8>> {
-        loop {
-            let mut guard = self.0.readable().await?;
-            if let Ok(result) = guard.try_io(|socket| socket.get_ref().recv_from_full()) {
-                return result.map(|(bytes, _)| bytes);
             }
         }
     }

@@ -1,0 +1,239 @@
+//! The state of a running control process: sources' state, index and publisher, behind one short-held lock. Still
+//! without I/O but for the tables themselves, so that tests can drive it.
+
+use crate::index::{Config, Event, HostPlan, Index, KernelEvent};
+use crate::kernel::{NeighbourTrust, Prober, Update};
+use crate::manifests::{Folder, Scan};
+use crate::model::Key;
+use crate::names;
+use crate::publisher::Publisher;
+use fairway_tables::{Ip, Prefix, Writer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// How a control process was asked to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the tables and sockets are.
+    pub run_dir: PathBuf,
+    /// This node's name.
+    pub node: String,
+    /// The folder of manifests.
+    pub manifests: PathBuf,
+    /// The uplink's device name, if it is not to be found by the node's address.
+    pub uplink: Option<String>,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// Ranges that hold all service addresses; without them each address gets a route.
+    pub service_cidrs: Vec<Prefix>,
+    /// How many ports the tables hold.
+    pub max_ports: u32,
+}
+
+/// See the module's head.
+pub struct Core {
+    options: Options,
+    started: Instant,
+    index: Index,
+    publisher: Publisher,
+    folder: Folder,
+    folder_read: bool,
+    kernel_listed: bool,
+    prober: Prober,
+    /// What is wrong now, by who says so.
+    errors: BTreeMap<&'static str, String>,
+    /// Raised when the host veth changed under us.
+    host_epoch: u64,
+}
+
+impl Core {
+    /// Takes over the tables; nothing is written before every source was read once.
+    pub fn new(options: Options, writer: Writer) -> Core {
+        let publisher = Publisher::new(writer);
+        let config = Config {
+            node: options.node.clone(),
+            uplink: options.uplink.clone(),
+            vni: options.vni,
+            vxlan_port: options.vxlan_port,
+            max_ports: options.max_ports,
+        };
+        Core {
+            index: Index::new(config, publisher.published()),
+            options,
+            started: Instant::now(),
+            publisher,
+            folder: Folder::default(),
+            folder_read: false,
+            kernel_listed: false,
+            prober: Prober::default(),
+            errors: BTreeMap::new(),
+            host_epoch: 0,
+        }
+    }
+
+    /// Takes in what the manifests folder and the kernel said, and brings the tables in line.
+    pub fn take(&mut self, scans: Vec<Scan>, updates: Vec<Update>) {
+        let mut touched = BTreeSet::new();
+        for update in updates {
+            self.update(update, &mut touched);
+        }
+        // Only the last of several looks at a folder counts.
+        if let Some(scan) = scans.into_iter().last() {
+            self.scan(scan, &mut touched);
+        }
+        if !(self.folder_read && self.kernel_listed) {
+            return;
+        }
+        self.publisher.publish(self.index.model(), touched);
+        // Objects of a broken file may be what an earlier run's entries came from: these stay until it is mended.
+        if self.folder.errors().is_empty() {
+            let freed = self.index.release_unclaimed();
+            self.publisher.publish(self.index.model(), freed.into_iter().map(|(key, _)| key));
+            self.publisher.drop_leftovers(self.index.model());
+        }
+    }
+
+    /// Tries again what the tables refused.
+    pub fn retry(&mut self) {
+        if !self.publisher.refused().is_empty() {
+            self.publisher.publish(self.index.model(), []);
+        }
+    }
+
+    fn apply(&mut self, event: Event, touched: &mut BTreeSet<Key>) {
+        touched.extend(self.index.apply(event).into_iter().map(|(key, _)| key));
+    }
+
+    fn scan(&mut self, scan: Scan, touched: &mut BTreeSet<Key>) {
+        let listing = match scan {
+            Ok(listing) => listing,
+            Err(error) => return self.set_error("manifests", Some(error.to_string())),
+        };
+        self.set_error("manifests", None);
+        let before = self.folder.errors();
+        let events = self.folder.update(listing);
+        for error in self.folder.errors().iter().filter(|e| !before.contains(e)) {
+            tracing::error!("{error}; the file's earlier objects stay in force");
+        }
+        if !events.is_empty() {
+            tracing::info!(objects = events.len(), "manifests changed");
+        }
+        for event in events {
+            self.apply(event, touched);
+        }
+        self.folder_read = true;
+    }
+
+    fn update(&mut self, update: Update, touched: &mut BTreeSet<Key>) {
+        match update {
+            Update::Listing(facts, trusts) => {
+                self.prober.replace(&trusts);
+                for event in self.index.facts().events_to(&facts) {
+                    self.kernel_event(event, touched);
+                }
+                self.kernel_listed = true;
+            }
+            Update::Event(event) => self.kernel_event(event, touched),
+            Update::Trust(ifindex, ip, trust) => {
+                self.prober.note(ifindex, ip, trust);
+                // What nobody needs is forgotten with the kernel; what is needed is asked for again.
+                if trust == NeighbourTrust::Unknown && !self.index.is_next_hop(ip) {
+                    self.kernel_event(KernelEvent::Neighbour(ifindex, ip, None), touched);
+                }
+            }
+        }
+    }
+
+    fn kernel_event(&mut self, event: KernelEvent, touched: &mut BTreeSet<Key>) {
+        let is_host = |i: u32| {
+            let name = self.index.facts().links.get(&i).map(|link| link.name.as_str());
+            name == Some(names::HOST_KERNEL_IF) || name == Some(names::HOST_ENGINE_IF)
+        };
+        if let KernelEvent::LinkGone(ifindex) | KernelEvent::AddressGone(ifindex, _) = &event
+            && is_host(*ifindex)
+        {
+            self.host_epoch += 1;
+        }
+        self.apply(Event::Kernel(event), touched);
+    }
+
+    /// The neighbours that the kernel should be asked for now, and on which link.
+    pub fn neighbours_due(&mut self, now: Instant) -> Vec<(u32, Ip)> {
+        let Some((ifindex, _)) = self.index.uplink() else { return Vec::new() };
+        let due = self.prober.due(now, ifindex, self.index.next_hops());
+        due.into_iter().map(|ip| (ifindex, ip)).collect()
+    }
+
+    /// What the node's own network needs, and a number that changes when it must be looked at again.
+    pub fn host_plan(&self) -> Option<(HostPlan, u64)> {
+        Some((self.index.host_plan(&self.options.service_cidrs)?, self.host_epoch))
+    }
+
+    /// Notes what is wrong in some part, or that it is no more.
+    pub fn set_error(&mut self, part: &'static str, error: Option<String>) {
+        match error {
+            Some(error) if self.errors.get(part) != Some(&error) => {
+                tracing::error!("{error}");
+                self.errors.insert(part, error);
+            }
+            Some(_) => {}
+            None => drop(self.errors.remove(part)),
+        }
+    }
+
+    /// Everything that is wrong now, manifests apart.
+    pub fn errors(&self) -> Vec<String> {
+        let mut out: Vec<String> = self.errors.values().cloned().collect();
+        let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
+        for error in self.publisher.refused().values() {
+            *refusals.entry(error.to_string()).or_default() += 1;
+        }
+        out.extend(refusals.into_iter().map(|(error, n)| format!("{n} entries are left out: {error}")));
+        out
+    }
+
+    /// How it was asked to run.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// When it started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The publisher.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// The manifests folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+}
+
+/// The core, shared between the main loop and the API.
+#[derive(Clone)]
+pub struct SharedCore(Arc<Mutex<Core>>);
+
+impl SharedCore {
+    /// Shares a core.
+    pub fn new(core: Core) -> SharedCore {
+        SharedCore(Arc::new(Mutex::new(core)))
+    }
+
+    /// The core; never hold it across an await. A panic elsewhere does not take the API down with it.
+    pub fn lock(&self) -> MutexGuard<'_, Core> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

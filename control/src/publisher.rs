@@ -1,0 +1,249 @@
+//! Writes the shared tables: always by difference to what they hold, so that a restart or a repeated event writes
+//! nothing. What the tables refuse (they are full, or a reader is behind) is left out, reported and tried again;
+//! nothing else suffers.
+
+use crate::model::{Key, Model, Value, diff};
+use fairway_tables::{ApplyError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Writer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// What a publication did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Published {
+    /// Entries set.
+    pub set: usize,
+    /// Entries deleted.
+    pub deleted: usize,
+    /// Entries that the tables refused.
+    pub refused: usize,
+}
+
+/// When a publication last changed something, and what it took.
+#[derive(Clone, Copy, Debug)]
+pub struct LastChange {
+    /// When it ended.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// Entries set and deleted.
+    pub entries: usize,
+}
+
+/// See the module's head.
+pub struct Publisher {
+    writer: Writer,
+    published: Model,
+    refused: BTreeMap<Key, ApplyError>,
+    /// What an earlier run left and nothing asks for now, kept until [`Publisher::drop_leftovers`].
+    leftovers: BTreeSet<Key>,
+    last_change: Option<LastChange>,
+}
+
+impl Publisher {
+    /// Takes over the tables as they are.
+    pub fn new(writer: Writer) -> Publisher {
+        let published = read(writer.view());
+        let leftovers = published.keys().copied().collect();
+        Publisher { writer, published, refused: BTreeMap::new(), leftovers, last_change: None }
+    }
+
+    /// What the tables hold.
+    pub fn published(&self) -> &Model {
+        &self.published
+    }
+
+    /// The tables themselves.
+    pub fn view(&self) -> View<'_> {
+        self.writer.view()
+    }
+
+    /// How full each table is.
+    pub fn usage(&self) -> Vec<TableUsage> {
+        self.writer.usage()
+    }
+
+    /// What the tables refused, and why.
+    pub fn refused(&self) -> &BTreeMap<Key, ApplyError> {
+        &self.refused
+    }
+
+    /// Whether something was refused that only waits for a reader, and so is worth a try soon.
+    pub fn waits_for_reader(&self) -> bool {
+        self.refused.values().any(|e| matches!(e, ApplyError::WaitingForReader { .. }))
+    }
+
+    /// When something last changed.
+    pub fn last_change(&self) -> Option<LastChange> {
+        self.last_change
+    }
+
+    /// Deletes what an earlier run left and `desired` does not ask for. Until this is called it stays in force.
+    pub fn drop_leftovers(&mut self, desired: &Model) -> Published {
+        let leftovers = std::mem::take(&mut self.leftovers);
+        if leftovers.is_empty() { Published::default() } else { self.publish(desired, leftovers) }
+    }
+
+    /// Brings these entries, and those refused before, in line with what is desired.
+    pub fn publish(&mut self, desired: &Model, keys: impl IntoIterator<Item = Key>) -> Published {
+        let begin = Instant::now();
+        let mut keys: BTreeSet<Key> = keys.into_iter().collect();
+        keys.extend(std::mem::take(&mut self.refused).into_keys());
+        let kept = |key: &Key| self.leftovers.contains(key) && !desired.contains_key(key);
+        let part = |model: &Model| -> Model {
+            keys.iter().filter(|k| !kept(k)).filter_map(|k| Some((*k, model.get(k)?.clone()))).collect()
+        };
+        let changes = diff(&part(&self.published), &part(desired));
+        let (set, deleted): (Vec<_>, Vec<_>) = changes
+            .into_iter()
+            .map(|(key, value)| (key, op(&key, value.as_ref())))
+            .partition(|(key, _)| desired.contains_key(key));
+        let all: Vec<_> = deleted.iter().chain(&set).cloned().collect();
+        if self.try_apply(&all, desired).is_err() {
+            // Deletions make room; then whatever fits goes in, found by halving.
+            self.apply_what_fits(&deleted, desired);
+            self.apply_what_fits(&set, desired);
+        }
+        let outcome = Published { set: set.len(), deleted: deleted.len(), refused: self.refused.len() };
+        if !all.is_empty() {
+            let at = Instant::now();
+            self.last_change = Some(LastChange { at, took: at - begin, entries: all.len() });
+            tracing::debug!(?outcome, generation = self.view().generation(), "tables changed");
+        }
+        outcome
+    }
+
+    fn try_apply(&mut self, ops: &[(Key, Op)], desired: &Model) -> Result<(), ApplyError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let batch: Vec<Op> = ops.iter().map(|(_, op)| op.clone()).collect();
+        self.writer.apply(&batch)?;
+        for (key, _) in ops {
+            match desired.get(key) {
+                Some(value) => self.published.insert(*key, value.clone()),
+                None => self.published.remove(key),
+            };
+        }
+        Ok(())
+    }
+
+    fn apply_what_fits(&mut self, ops: &[(Key, Op)], desired: &Model) {
+        match (self.try_apply(ops, desired), ops) {
+            (Ok(()), _) => {}
+            (Err(error), [(key, _)]) => {
+                tracing::warn!(%error, ?key, "entry refused");
+                self.refused.insert(*key, error);
+            }
+            (Err(_), _) => {
+                let (first, second) = ops.split_at(ops.len() / 2);
+                self.apply_what_fits(first, desired);
+                self.apply_what_fits(second, desired);
+            }
+        }
+    }
+}
+
+/// What the tables hold, as a model.
+pub fn read(view: View<'_>) -> Model {
+    let mut model = Model::new();
+    let settings = view.settings();
+    if settings != NO_SETTINGS {
+        model.insert(Key::Settings, Value::Settings(settings));
+    }
+    model.extend(view.ports().map(|(k, v)| (Key::Port(k), Value::Port(v))));
+    model.extend(view.endpoints().map(|(k, v)| (Key::Endpoint(k), Value::Endpoint(v))));
+    model.extend(view.routes().map(|(k, v)| (Key::Route(k), Value::Route(v))));
+    model.extend(view.neighbours().map(|(k, v)| (Key::Neighbour(k), Value::Neighbour(v))));
+    model.extend(view.tunnels().map(|(k, v)| (Key::Tunnel(k), Value::Tunnel(v))));
+    model.extend(
+        view.services().map(|(k, v)| (Key::Service(k), Value::Service(v.service(), v.backends().collect()))),
+    );
+    model
+}
+
+/// What the tables hold before any settings were made.
+const NO_SETTINGS: Settings = Settings {
+    node_ip: Ip::UNSPECIFIED,
+    gateway_ip: Ip::UNSPECIFIED,
+    vni: 0,
+    pod_mtu: 0,
+    vxlan_port: 0,
+    uplink: PortId(0),
+    host: PortId(0),
+    gateway_mac: Mac::ZERO,
+    vtep_mac: Mac::ZERO,
+    reserved: [0; 6],
+};
+
+/// The operation that sets or deletes an entry.
+fn op(key: &Key, value: Option<&Value>) -> Op {
+    match (key, value) {
+        (Key::Settings, Some(Value::Settings(v))) => Op::SetSettings(*v),
+        (Key::Port(k), Some(Value::Port(v))) => Op::SetPort(*k, *v),
+        (Key::Endpoint(k), Some(Value::Endpoint(v))) => Op::SetEndpoint(*k, *v),
+        (Key::Route(k), Some(Value::Route(v))) => Op::SetRoute(*k, *v),
+        (Key::Neighbour(k), Some(Value::Neighbour(v))) => Op::SetNeighbour(*k, *v),
+        (Key::Tunnel(k), Some(Value::Tunnel(v))) => Op::SetTunnel(*k, *v),
+        (Key::Service(k), Some(Value::Service(v, backends))) => Op::SetService(*k, *v, backends.clone()),
+        // A value always is of its key's kind (tests/properties.rs), so what is left are deletions.
+        (Key::Settings, _) => Op::SetSettings(NO_SETTINGS),
+        (Key::Port(k), _) => Op::DelPort(*k),
+        (Key::Endpoint(k), _) => Op::DelEndpoint(*k),
+        (Key::Route(k), _) => Op::DelRoute(*k),
+        (Key::Neighbour(k), _) => Op::DelNeighbour(*k),
+        (Key::Tunnel(k), _) => Op::DelTunnel(*k),
+        (Key::Service(k), _) => Op::DelService(*k),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fairway_tables::{Capacities, NextHop, NextHopKind, Prefix, Tables};
+
+    fn route(i: u8) -> (Key, Value) {
+        let prefix = Prefix::new(Ip::v4([10, i, 0, 0]), 16).unwrap();
+        (Key::Route(prefix), Value::Route(NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE)))
+    }
+
+    #[test]
+    fn a_restart_writes_nothing_and_leftovers_go_only_when_told() {
+        let (mut writer, _) = Tables::heap(Capacities::default());
+        let desired: Model = (0..4).map(route).collect();
+        let ops: Vec<Op> = desired
+            .iter()
+            .chain([route(9)].iter().map(|(k, v)| (k, v)))
+            .map(|(k, v)| op(k, Some(v)))
+            .collect();
+        let generation = writer.apply(&ops).unwrap();
+        let mut publisher = Publisher::new(writer);
+        publisher.publish(&desired, desired.keys().copied());
+        assert_eq!(publisher.view().generation(), generation);
+        assert_eq!(publisher.published().len(), 5);
+        let outcome = publisher.drop_leftovers(&desired);
+        assert_eq!((outcome.set, outcome.deleted), (0, 1));
+        assert_eq!(read(publisher.view()), desired);
+        assert_eq!(publisher.published(), &desired);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_alone_and_goes_in_when_there_is_room() {
+        let (writer, _) = Tables::heap(Capacities { routes: 4, ..Capacities::default() });
+        let mut publisher = Publisher::new(writer);
+        let mut desired: Model = (0..7).map(route).collect();
+        let ip = Ip::v4([10, 0, 0, 9]);
+        let endpoint = fairway_tables::Endpoint { port: PortId(2), mac: Mac([2; 6]) };
+        desired.insert(Key::Endpoint(ip), Value::Endpoint(endpoint));
+        let keys: Vec<Key> = desired.keys().copied().collect();
+        let outcome = publisher.publish(&desired, keys);
+        assert_eq!(outcome.refused, 3);
+        assert_eq!(publisher.view().routes().count(), 4);
+        assert!(publisher.view().endpoint(ip).is_some());
+        let gone: Vec<Key> =
+            publisher.published().keys().filter(|k| matches!(k, Key::Route(_))).take(3).copied().collect();
+        desired.retain(|key, _| !gone.contains(key));
+        let outcome = publisher.publish(&desired, gone);
+        assert_eq!(outcome.refused, 0);
+        assert_eq!(read(publisher.view()), desired);
+    }
+}
