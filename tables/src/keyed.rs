@@ -249,3 +249,46 @@ impl<K: Pod, V: Pod> KeyedWriter<K, V> {
         Some(region.read(old + Keyed::<K, V>::VALUE))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn table() -> (WriteRegion, KeyedWriter<u64, u64>) {
+        let mut end = 64;
+        let table = Keyed::lay_out(&mut end, 4, 8);
+        (WriteRegion::new(Region::heap(end)), KeyedWriter::new(table))
+    }
+
+    #[test]
+    fn a_chain_that_loops_ends_every_walk() {
+        let (region, mut writer) = table();
+        for key in 0..4 {
+            writer.set(&region, 0, &key, &key, 1);
+        }
+        // Every slot leads to the first one, and so does every bucket.
+        for link in 1..=writer.table.slot_count {
+            let slot = writer.table.slot(link).unwrap();
+            region.store32(slot, 1, Ordering::Relaxed);
+        }
+        for bucket in 0..writer.table.bucket_count as usize {
+            region.store32(writer.table.buckets + 4 * bucket, 1, Ordering::Relaxed);
+        }
+        assert_eq!(writer.table.get(&region, 0, &0), Some(0));
+        assert_eq!(writer.table.get(&region, 0, &99), None);
+        assert!(writer.table.iter(&region).count() <= writer.table.slot_count as usize);
+        assert!(writer.recover(&region, 2).is_err());
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_ends_the_chain() {
+        let (region, mut writer) = table();
+        writer.set(&region, 0, &7, &7, 1);
+        for bucket in 0..writer.table.bucket_count as usize {
+            region.store32(writer.table.buckets + 4 * bucket, u32::MAX, Ordering::Relaxed);
+        }
+        assert_eq!(writer.table.get(&region, 0, &7), None);
+        assert_eq!(writer.table.iter(&region).count(), 0);
+        assert!(writer.recover(&region, 2).is_err());
+    }
+}

@@ -259,3 +259,34 @@ fn a_new_writer_waits_for_readers_of_what_the_former_one_retired() {
     reader.quiescent();
     writer.apply(&[service(1, 8)]).unwrap();
 }
+
+#[test]
+fn every_table_of_a_former_writer_holds_retired_entries_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path(), tiny()).unwrap();
+    let mut reader = Reader::open(dir.path(), "slow").unwrap();
+    let fill = |n| [endpoint(1), service(n, 4), route("10.1.0.0/30", n), route("10.2.0.0/16", n)];
+    writer.apply(&fill(1)).unwrap();
+    reader.quiescent();
+    let mac = Mac([2; 6]);
+    writer
+        .apply(&[
+            Op::SetEndpoint(Ip::v4([10, 0, 0, 1]), Endpoint { port: PortId(1), mac }),
+            Op::DelService(ServiceKey::new(Ip::v4([10, 96, 0, 1]), 80, 6)),
+            Op::DelRoute("10.1.0.0/30".parse().unwrap()),
+            route("10.2.0.0/16", 2),
+        ])
+        .unwrap();
+    drop(writer);
+    let retired = |writer: &Writer| {
+        let usage = writer.usage();
+        usage.into_iter().filter(|u| u.retired > 0).map(|u| u.table).collect::<Vec<_>>()
+    };
+    let mut writer = Writer::open(dir.path(), tiny()).unwrap();
+    writer.apply(&[service(2, 0)]).unwrap();
+    let tables = ["endpoints", "routes", "next_hops", "lpm_nodes", "services", "backends"];
+    assert_eq!(retired(&writer), tables);
+    reader.quiescent();
+    writer.apply(&[service(2, 1)]).unwrap();
+    assert_eq!(retired(&writer), ["services"]);
+}
