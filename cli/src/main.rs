@@ -1,6 +1,8 @@
 //! The `fairway` command line.
 
 mod demo;
+mod query;
+mod table;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -21,11 +23,14 @@ struct Cli {
 enum Command {
     /// Show the main job: two nodes, real pods, a Service over VXLAN.
     Demo(demo::DemoArgs),
+    #[command(flatten)]
+    Query(query::Query),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match &cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::Query(query) => query::run(query, &cli.run_dir),
     }
 }

@@ -4,6 +4,7 @@ use clap::Parser;
 use fairway_control::core::Options;
 use fairway_control::{app, kernel, manifests};
 use fairway_tables::{Capacities, Prefix};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,7 +45,8 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("FAIRWAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match (&args.check, args.cleanup) {
         (Some(folder), _) => return check(folder),
         (None, true) => kernel::prepare::cleanup().map_err(|e| e.to_string()),

@@ -1,0 +1,234 @@
+//! `fairway status`, `routes`, `services` and the other questions to the control process of this node.
+
+use crate::table;
+use clap::{Args, Subcommand, ValueEnum};
+use fairway_control::api::client::{ClientError, get_blocking};
+use fairway_control::api::types;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// How answers are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Format {
+    /// Columns for people.
+    Table,
+    /// The API's own answer, for programs.
+    Json,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QueryArgs {
+    /// How to print the answer.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// Questions to fairway-control.
+#[derive(Subcommand, Clone, Debug)]
+pub(crate) enum Query {
+    /// How the node is: objects, pending things, errors, table usage, dataplane.
+    Status(QueryArgs),
+    /// The routing table.
+    Routes(QueryArgs),
+    /// Services and their backends.
+    Services(QueryArgs),
+    /// Pods of this node that are connected.
+    Endpoints(QueryArgs),
+    /// Resolved next hops on the uplink.
+    Neighbours(QueryArgs),
+    /// Tunnels to the other nodes.
+    Tunnels(QueryArgs),
+    /// Ports of the engine.
+    Ports(QueryArgs),
+    /// Packets, drops by reason and cost per stage.
+    Counters(QueryArgs),
+}
+
+/// Asks, prints, and says why if there is no answer.
+pub(crate) fn run(query: &Query, run_dir: &Path) -> ExitCode {
+    let result = match query {
+        Query::Status(args) => ask(run_dir, "/status", args, status),
+        Query::Routes(args) => ask(run_dir, "/routes", args, routes),
+        Query::Services(args) => ask(run_dir, "/services", args, services),
+        Query::Endpoints(args) => ask(run_dir, "/endpoints", args, endpoints),
+        Query::Neighbours(args) => ask(run_dir, "/neighbours", args, neighbours),
+        Query::Tunnels(args) => ask(run_dir, "/tunnels", args, tunnels),
+        Query::Ports(args) => ask(run_dir, "/ports", args, ports),
+        Query::Counters(args) => ask(run_dir, "/counters", args, counters),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fairway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ask<T: Serialize + DeserializeOwned>(
+    run_dir: &Path,
+    page: &str,
+    args: &QueryArgs,
+    show: fn(T),
+) -> Result<(), ClientError> {
+    let answer: T = get_blocking(run_dir, page)?;
+    match args.output {
+        Format::Table => show(answer),
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&answer);
+            println!("{}", text.map_err(|error| ClientError::Json { page: page.to_owned(), error })?);
+        }
+    }
+    Ok(())
+}
+
+fn status(status: types::Status) {
+    let dataplane = match &status.dataplane {
+        d if d.error.is_some() => format!("not known: {}", d.error.as_deref().unwrap_or_default()),
+        d if !d.alive => format!("not running (last: {}, process {})", d.state, d.pid),
+        d => format!("{}, process {}, {} workers", d.state, d.pid, d.workers),
+    };
+    let uplink = status.uplink.as_ref().map_or("not found".to_owned(), |u| {
+        format!("{} ({}, MTU {}; pods {})", u.ifname, u.mac, u.mtu, status.pod_mtu)
+    });
+    let objects: Vec<String> = status.objects.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let ignored: Vec<String> =
+        status.manifests.ignored.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let changed = status.last_change.as_ref().map_or(String::new(), |last| {
+        format!(", {} entries changed {:.1} s ago in {} µs", last.entries, last.ago_s, last.took_us)
+    });
+    println!("node        {}", status.node);
+    println!("control     {}, up {} s", status.version, status.uptime_s);
+    println!("dataplane   {dataplane}");
+    println!("uplink      {uplink}");
+    println!("tables      generation {}{changed}", status.generation);
+    println!("manifests   {} ({} files)", status.manifests.folder, status.manifests.files);
+    println!("objects     {}", objects.join(", "));
+    if !ignored.is_empty() {
+        println!("not read    {}", ignored.join(", "));
+    }
+    println!();
+    let usage = status.tables.iter().filter(|t| t.used > 0 || t.retired > 0);
+    let rows = usage
+        .map(|t| vec![t.table.clone(), t.used.to_string(), t.capacity.to_string(), t.retired.to_string()]);
+    table::print(&["table", "used", "capacity", "retired"], &rows.collect::<Vec<_>>());
+    for (title, lines) in [
+        ("pending", status.pending.iter().map(|p| format!("{}: {}", p.what, p.reason)).collect::<Vec<_>>()),
+        ("errors", status.errors.iter().chain(&status.manifests.errors).cloned().collect()),
+    ] {
+        println!("\n{title}: {}", lines.len());
+        lines.iter().for_each(|line| println!("  {line}"));
+    }
+}
+
+fn routes(routes: Vec<types::Route>) {
+    let row =
+        |r: types::Route| vec![r.prefix, r.kind, r.next_hop.unwrap_or_default(), r.node.unwrap_or_default()];
+    table::print(&["prefix", "kind", "next hop", "node"], &routes.into_iter().map(row).collect::<Vec<_>>());
+}
+
+fn services(services: Vec<types::Service>) {
+    let mut rows = Vec::new();
+    for s in services {
+        let name = format!("{}/{}", s.namespace, s.name);
+        let name = if s.port_name.is_empty() { name } else { format!("{name}:{}", s.port_name) };
+        let backends = s.backends.iter().map(|b| join(&b.ip, b.port));
+        let mut backends: Vec<String> = backends.collect();
+        if backends.is_empty() {
+            backends.push("(none)".to_owned());
+        }
+        for (i, backend) in backends.into_iter().enumerate() {
+            // One line per backend; what they share stands on the first.
+            let first = |text: String| if i == 0 { text } else { String::new() };
+            let affinity =
+                if s.affinity_timeout_s > 0 { format!("{} s", s.affinity_timeout_s) } else { String::new() };
+            rows.push(vec![
+                first(name.clone()),
+                first(join(&s.ip, s.port)),
+                first(s.protocol.clone()),
+                first(affinity),
+                backend,
+            ]);
+        }
+    }
+    table::print(&["service", "address", "protocol", "affinity", "backend"], &rows);
+}
+
+/// `address:port`, with brackets around IPv6.
+fn join(ip: &str, port: u16) -> String {
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}
+
+fn endpoints(endpoints: Vec<types::Endpoint>) {
+    let row = |e: types::Endpoint| {
+        vec![format!("{}/{}", e.namespace, e.pod), e.ip, e.mac, e.port.to_string(), e.ifname]
+    };
+    table::print(
+        &["pod", "ip", "mac", "port", "device"],
+        &endpoints.into_iter().map(row).collect::<Vec<_>>(),
+    );
+}
+
+fn neighbours(neighbours: Vec<types::Neighbour>) {
+    let row = |n: types::Neighbour| vec![n.ip, n.mac, n.port.to_string(), n.nodes.join(", ")];
+    table::print(&["ip", "mac", "port", "nodes"], &neighbours.into_iter().map(row).collect::<Vec<_>>());
+}
+
+fn tunnels(tunnels: Vec<types::Tunnel>) {
+    let row = |t: types::Tunnel| {
+        let mac = t.next_hop_mac.unwrap_or_else(|| "(not resolved)".to_owned());
+        vec![
+            t.node,
+            t.local,
+            t.remote,
+            t.next_hop,
+            mac,
+            t.vni.to_string(),
+            t.udp_port.to_string(),
+            t.remote_mac,
+        ]
+    };
+    let header = ["node", "local", "remote", "next hop", "next hop mac", "vni", "udp port", "vtep mac"];
+    table::print(&header, &tunnels.into_iter().map(row).collect::<Vec<_>>());
+}
+
+fn ports(ports: Vec<types::Port>) {
+    let row = |p: types::Port| {
+        vec![p.id.to_string(), p.ifname, p.kind, p.mtu.to_string(), p.mac, p.pod.unwrap_or_default()]
+    };
+    table::print(
+        &["port", "device", "kind", "mtu", "mac", "pod"],
+        &ports.into_iter().map(row).collect::<Vec<_>>(),
+    );
+}
+
+fn counters(counters: types::Counters) {
+    if let Some(error) = &counters.dataplane.error {
+        println!("no counters: {error}");
+        return;
+    }
+    if !counters.dataplane.alive {
+        println!("the dataplane is not running; these are its last counters\n");
+    }
+    let rows = |map: std::collections::BTreeMap<String, u64>| {
+        map.into_iter().map(|(name, value)| vec![name, value.to_string()]).collect::<Vec<_>>()
+    };
+    table::print(&["counter", "value"], &rows(counters.counters));
+    println!();
+    table::print(&["dropped because", "packets"], &rows(counters.drops));
+    println!();
+    let stages = counters.stages.into_iter().map(|(name, s)| {
+        [vec![name], [s.count, s.mean_ns, s.p50_ns, s.p99_ns, s.max_ns].iter().map(u64::to_string).collect()]
+            .concat()
+    });
+    table::print(&["stage", "count", "mean ns", "p50 ns", "p99 ns", "max ns"], &stages.collect::<Vec<_>>());
+    println!();
+    let ports = counters.ports.into_iter().map(|p| {
+        let numbers = [p.rx_packets, p.rx_bytes, p.tx_packets, p.tx_bytes, p.drops];
+        [vec![p.id.to_string(), p.ifname], numbers.iter().map(u64::to_string).collect()].concat()
+    });
+    let header = ["port", "device", "rx packets", "rx bytes", "tx packets", "tx bytes", "drops"];
+    table::print(&header, &ports.collect::<Vec<_>>());
+}

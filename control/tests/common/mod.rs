@@ -1,0 +1,115 @@
+//! What several test files need: manifests of a small cluster, bounded waits, network namespaces.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A name that no other test of this or another process has; short enough for a device.
+pub(crate) fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}{:x}{:x}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until the check gives a value, at most ten seconds; then fails with what it said last.
+pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(last) if Instant::now() > deadline => panic!("{what} did not happen: {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+pub(crate) fn node(name: &str, cidr: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: {cidr}}}\nstatus:\n  \
+         addresses:\n  - {{type: Hostname, address: {name}}}\n  - {{type: InternalIP, address: {ip}}}\n---\n"
+    )
+}
+
+pub(crate) fn pod(name: &str, node: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec: {{nodeName: {node}, \
+         containers: []}}\nstatus: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}\n---\n"
+    )
+}
+
+pub(crate) fn service(name: &str, ip: &str, port: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  clusterIP: {ip}\n  \
+         ports:\n  - {{name: http, port: {port}, targetPort: 8080}}\n---\n"
+    )
+}
+
+pub(crate) fn slice(name: &str, service: &str, ips: &[&str]) -> String {
+    let endpoints: String = ips.iter().map(|ip| format!("- {{addresses: [{ip}]}}\n")).collect();
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}\n  namespace: default\n  \
+         labels: {{kubernetes.io/service-name: {service}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
+         endpoints:\n{endpoints}---\n"
+    )
+}
+
+/// Writes as an editor does: a new file, renamed into place.
+pub(crate) fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("swp");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(&new, path).unwrap();
+}
+
+/// Whether a privileged test can run; prints why not, and fails in CI.
+pub(crate) fn privileged() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap_or("0").trim().to_owned();
+    let capabilities = u64::from_str_radix(&effective, 16).unwrap_or(0);
+    // CAP_NET_ADMIN (12) and CAP_SYS_ADMIN (21), capabilities(7).
+    let able = capabilities >> 12 & 1 == 1 && capabilities >> 21 & 1 == 1;
+    if !able {
+        assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "CI must run privileged tests as root");
+        eprintln!("skipped: needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
+    }
+    able
+}
+
+/// Runs a command; its output, or a failure that says what it printed.
+pub(crate) fn run(line: &str) -> Output {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// The text that a command prints.
+pub(crate) fn text(line: &str) -> String {
+    String::from_utf8_lossy(&run(line).stdout).into_owned()
+}
+
+/// A network namespace, removed at the end even of a failed test.
+pub(crate) struct Netns(pub(crate) String);
+
+impl Netns {
+    pub(crate) fn new(prefix: &str) -> Netns {
+        let netns = Netns(unique(prefix));
+        run(&format!("ip netns add {}", netns.0));
+        netns.run("ip link set lo up");
+        netns
+    }
+
+    pub(crate) fn run(&self, line: &str) -> Output {
+        run(&format!("ip netns exec {} {line}", self.0))
+    }
+
+    pub(crate) fn text(&self, line: &str) -> String {
+        String::from_utf8_lossy(&self.run(line).stdout).into_owned()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
+    }
+}
