@@ -43,6 +43,8 @@ pub struct Core {
     folder: Folder,
     folder_read: bool,
     kernel_listed: bool,
+    /// Changes that wait for the first look at every source.
+    held_back: BTreeSet<Key>,
     prober: Prober,
     /// What is wrong now, by who says so.
     errors: BTreeMap<&'static str, String>,
@@ -69,6 +71,7 @@ impl Core {
             folder: Folder::default(),
             folder_read: false,
             kernel_listed: false,
+            held_back: BTreeSet::new(),
             prober: Prober::default(),
             errors: BTreeMap::new(),
             host_epoch: 0,
@@ -77,7 +80,7 @@ impl Core {
 
     /// Takes in what the manifests folder and the kernel said, and brings the tables in line.
     pub fn take(&mut self, scans: Vec<Scan>, updates: Vec<Update>) {
-        let mut touched = BTreeSet::new();
+        let mut touched = std::mem::take(&mut self.held_back);
         for update in updates {
             self.update(update, &mut touched);
         }
@@ -86,6 +89,7 @@ impl Core {
             self.scan(scan, &mut touched);
         }
         if !(self.folder_read && self.kernel_listed) {
+            self.held_back = touched;
             return;
         }
         self.publisher.publish(self.index.model(), touched);
