@@ -62,7 +62,7 @@ impl<K: Pod, V: Pod> Keyed<K, V> {
     /// Lays a table out from `*end` on and moves `*end` behind it.
     pub(crate) fn lay_out(end: &mut usize, capacity: u32, high_water_offset: usize) -> Keyed<K, V> {
         const { assert!(words_len::<K>() <= 8 * KEY_WORDS) }
-        let bucket_count = capacity.max(1).next_power_of_two();
+        let bucket_count = (2 * capacity.max(1)).next_power_of_two();
         let slot_count = capacity * 2 + 8;
         let buckets = end.next_multiple_of(64);
         let slots = (buckets + 4 * bucket_count as usize).next_multiple_of(64);

@@ -2,7 +2,10 @@
 //! one module per table. What lives here knows nothing of packets and does no I/O beyond its own files.
 //! docs/tables.md explains the protocol.
 
-#[cfg(test)]
+// The model checker gets the primitives; files and what stands on them are tested by other means.
+#![cfg_attr(loom, allow(dead_code))]
+
+#[cfg(all(test, not(loom)))]
 extern crate self as fairway_tables;
 
 mod addr;
@@ -14,32 +17,48 @@ mod keyed;
 mod pool;
 mod region;
 
+#[cfg(not(loom))]
 mod blocks;
 mod error;
+#[cfg(not(loom))]
 mod files;
 mod layout;
 mod lpm;
+#[cfg(not(loom))]
 mod lpm_write;
+#[cfg(not(loom))]
 mod op;
 mod quiescence;
+#[cfg(not(loom))]
 mod reader;
+#[cfg(not(loom))]
 mod recover;
+#[cfg(not(loom))]
 pub mod stats;
+#[cfg(not(loom))]
 mod sys;
+#[cfg(not(loom))]
 mod view;
+#[cfg(not(loom))]
 mod writer;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod crash_tests;
+#[cfg(all(test, loom))]
+mod loom_tests;
 
 pub use addr::{Ip, Mac, MacParseError, Prefix, PrefixParseError};
 pub use error::{ApplyError, OpenError};
 pub use layout::Capacities;
+#[cfg(not(loom))]
 pub use op::Op;
+#[cfg(not(loom))]
 pub use reader::{Reader, ReaderFactory};
 pub use reason::DropReason;
 pub use record::*;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use region::FaultStop;
+#[cfg(not(loom))]
 pub use view::{ServiceView, View};
+#[cfg(not(loom))]
 pub use writer::{TableUsage, Tables, Writer};

@@ -15,12 +15,16 @@ thread_local! {
 
 // SAFETY: everything is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
+    /// # Safety
+    /// As GlobalAlloc says.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|n| n.set(n.get() + 1));
         // SAFETY: the caller keeps GlobalAlloc's contract.
         unsafe { System.alloc(layout) }
     }
 
+    /// # Safety
+    /// As GlobalAlloc says.
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: the caller keeps GlobalAlloc's contract.
         unsafe { System.dealloc(memory, layout) }
