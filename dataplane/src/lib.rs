@@ -2,11 +2,12 @@
 //!
 //! What lives here: packet views ([`wire`]), the pure function over bursts ([`process`]) with its tiers
 //! ([`flow`], [`walk`], [`exception`]), connections ([`conntrack`]), and around them the worker loop and the
-//! process ([`worker`], [`engine`]). Nothing here talks to Kubernetes, and nothing below `worker` does I/O.
+//! process ([`worker`], [`crew`], [`engine`]). Nothing here talks to Kubernetes, and nothing below `worker` does I/O.
 
 pub mod clock;
 pub mod conntrack;
 pub mod counters;
+pub mod crew;
 pub mod engine;
 pub mod exception;
 pub mod flow;

@@ -1,22 +1,18 @@
 //! Ports in step with the tables: opened when control lists them, closed when it does not any more.
 
-use crate::sleep::Waker;
-use crate::worker::{Command, Mailbox, Owners, PollMode};
+use crate::crew::Crew;
+use crate::worker::PollMode;
 use fairway_pmd::Queue;
-use fairway_pmd::af_xdp::{AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
+use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
 use fairway_pmd::steering::{PortClass, Steering, SteeringError};
 use fairway_tables::{OpenError, Port, PortId, PortKind, Reader};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long to wait before a port that could not be opened is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// Workers' mailboxes and wakers, by worker.
-type Mailboxes<'a> = [(&'a Mailbox, &'a Waker)];
 
 #[derive(Debug, thiserror::Error)]
 enum PortError {
@@ -38,7 +34,6 @@ pub(super) struct Ports {
     af_xdp: AfXdp,
     steering: Steering,
     tables: Reader,
-    owners: Arc<Owners>,
     poll: PollMode,
     generation: Option<u64>,
     open: BTreeMap<PortId, Open>,
@@ -47,18 +42,11 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn new(
-        af_xdp: AfXdp,
-        steering: Steering,
-        tables: Reader,
-        owners: Arc<Owners>,
-        poll: PollMode,
-    ) -> Ports {
+    pub(super) fn new(af_xdp: AfXdp, steering: Steering, tables: Reader, poll: PollMode) -> Ports {
         Ports {
             af_xdp,
             steering,
             tables,
-            owners,
             poll,
             generation: None,
             open: BTreeMap::new(),
@@ -68,7 +56,7 @@ impl Ports {
     }
 
     /// Closes what is no longer listed, opens what is newly listed, and tries again what failed.
-    pub(super) fn sync(&mut self, workers: &Mailboxes<'_>) {
+    pub(super) fn sync(&mut self, crew: &Crew) {
         let generation = self.tables.view().generation();
         let due = !self.failed.is_empty() && Instant::now() >= self.retry_at;
         if self.generation != Some(generation) || due {
@@ -78,10 +66,10 @@ impl Ports {
             let wanted: BTreeMap<PortId, Port> = view.ports().collect();
             let settings = view.settings();
             self.steer(settings.node_ip.into(), settings.vxlan_port);
-            self.close_unwanted(&wanted, workers);
+            self.close_unwanted(&wanted, crew);
             for (id, port) in wanted {
                 if !self.open.contains_key(&id) {
-                    self.try_open(id, port, workers);
+                    self.try_open(id, port, crew);
                 }
             }
         }
@@ -94,18 +82,11 @@ impl Ports {
     }
 
     /// Goes over to control's new tables, workers included. Connections stay.
-    pub(super) fn reopen_tables(&mut self, run_dir: &Path, workers: &Mailboxes<'_>) -> Result<(), OpenError> {
+    pub(super) fn reopen_tables(&mut self, run_dir: &Path, crew: &Crew) -> Result<(), OpenError> {
         tracing::info!("the tables were made anew; going over to them");
         self.tables = Reader::open(run_dir, "engine")?;
         self.generation = None;
-        for (mailbox, waker) in workers {
-            let reader = Reader::open(run_dir, "worker")?;
-            if mailbox.commands.push(Command::Tables(Box::new(reader))).is_err() {
-                tracing::error!("a worker does not take commands");
-            }
-            waker.wake();
-        }
-        Ok(())
+        crew.change_tables(|| Reader::open(run_dir, "worker"))
     }
 
     fn steer(&mut self, node: IpAddr, vxlan_port: u16) {
@@ -114,7 +95,7 @@ impl Ports {
         }
     }
 
-    fn close_unwanted(&mut self, wanted: &BTreeMap<PortId, Port>, workers: &Mailboxes<'_>) {
+    fn close_unwanted(&mut self, wanted: &BTreeMap<PortId, Port>, crew: &Crew) {
         self.failed.retain(|id, _| wanted.contains_key(id));
         let gone: Vec<PortId> = self
             .open
@@ -124,7 +105,7 @@ impl Ports {
                 wanted
                     .get(id)
                     .is_none_or(|port| port.ifname != open.port.ifname || port.kind != open.port.kind)
-                    || device_index(open.port.ifname()) != Some(open.ifindex)
+                    || af_xdp::ifindex(open.port.ifname()) != Some(open.ifindex)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -134,13 +115,12 @@ impl Ports {
             if let Err(error) = self.steering.detach(open.ifindex) {
                 tracing::debug!(%error, "the device is gone with its program");
             }
-            self.owners.set(id, None);
-            tell(workers, || Command::Close(id));
+            crew.close_port(id);
         }
     }
 
-    fn try_open(&mut self, id: PortId, port: Port, workers: &Mailboxes<'_>) {
-        match self.open_port(id, &port, workers) {
+    fn try_open(&mut self, id: PortId, port: Port, crew: &Crew) {
+        match self.open_port(id, &port, crew) {
             Ok(ifindex) => {
                 self.failed.remove(&id);
                 self.open.insert(id, Open { port, ifindex });
@@ -161,7 +141,7 @@ impl Ports {
         }
     }
 
-    fn open_port(&mut self, id: PortId, port: &Port, workers: &Mailboxes<'_>) -> Result<u32, PortError> {
+    fn open_port(&mut self, id: PortId, port: &Port, crew: &Crew) -> Result<u32, PortError> {
         let kind = port.kind().ok_or(PortError::Kind(id))?;
         let (class, mut config) = match kind {
             PortKind::Uplink => (PortClass::Uplink, AfXdpConfig::uplink()),
@@ -192,24 +172,9 @@ impl Ports {
             mode = ?queues.first().map(AfXdpQueue::mode),
             "port opens"
         );
-        self.assign(id, kind, queues, workers);
+        let boxed = |queue| Box::new(queue) as Box<dyn Queue>;
+        crew.open_port(id, kind, queues.into_iter().map(boxed).collect());
         Ok(attachment.ifindex)
-    }
-
-    /// Gives each queue to a worker: a pod's to one, several queues of a NIC to all in turn. Workers that
-    /// have none of the port's queues hand its packets to the owner of the first.
-    fn assign(&mut self, id: PortId, kind: PortKind, queues: Vec<AfXdpQueue>, workers: &Mailboxes<'_>) {
-        let first = if kind == PortKind::Pod { id.index() % workers.len() } else { 0 };
-        tell(workers, || Command::Know(id, kind));
-        for (index, queue) in queues.into_iter().enumerate() {
-            let (mailbox, waker) = workers[(first + index) % workers.len()];
-            let queue: Box<dyn Queue> = Box::new(queue);
-            if mailbox.commands.push(Command::Open { port: id, kind, queue }).is_err() {
-                tracing::error!(port = id.0, "a worker does not take commands; the queue stays closed");
-            }
-            waker.wake();
-        }
-        self.owners.set(id, Some(first as u16));
     }
 
     /// Takes the steering program off every device, so that packets go to the kernel from now on.
@@ -220,19 +185,4 @@ impl Ports {
             }
         }
     }
-}
-
-fn tell(workers: &Mailboxes<'_>, command: impl Fn() -> Command) {
-    for (mailbox, waker) in workers {
-        if mailbox.commands.push(command()).is_err() {
-            tracing::error!("a worker does not take commands");
-        }
-        waker.wake();
-    }
-}
-
-/// Index of a device of this name, if there is one.
-fn device_index(ifname: &str) -> Option<u32> {
-    let path = format!("/sys/class/net/{ifname}/ifindex");
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -7,7 +7,7 @@ use crate::{Now, TxBatches, WorkerState, process};
 use fairway_pmd::{Burst, FrameCache, Umem, UmemConfig};
 use fairway_tables::{
     Backend, Capacities, Endpoint, Ip, Mac, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port, PortId,
-    PortKind, Prefix, Reader, Service, ServiceKey, Settings, Tables, Tunnel, Writer,
+    PortKind, Prefix, Reader, ReaderFactory, Service, ServiceKey, Settings, Tables, Tunnel, Writer,
 };
 
 /// How large the world is.
@@ -120,6 +120,8 @@ pub mod addr {
 pub struct World {
     /// Control's side of the tables.
     pub writer: Writer,
+    /// Makes further readers.
+    pub readers: ReaderFactory,
     /// The worker's side.
     pub reader: Reader,
     /// The worker.
@@ -207,6 +209,7 @@ impl World {
         World {
             writer,
             reader: readers.reader(),
+            readers,
             worker: WorkerState::new(config.flows, ports, conntrack),
             cache: umem.cache(),
             tx,

@@ -28,6 +28,7 @@ mod queue;
 mod ring;
 mod sys;
 
+pub use netdev::ifindex;
 pub use queue::AfXdpQueue;
 
 use crate::umem::Umem;

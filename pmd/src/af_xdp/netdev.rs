@@ -14,7 +14,7 @@ const ETHTOOL_GRXRINGS: u32 = 0x2d;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
 /// Index of a netdev in the caller's network namespace, or `None` if there is no such netdev.
-pub(crate) fn ifindex(ifname: &str) -> Option<u32> {
+pub fn ifindex(ifname: &str) -> Option<u32> {
     let name = CString::new(ifname).ok()?;
     // SAFETY: a NUL-terminated string.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
