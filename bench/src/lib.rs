@@ -1,1 +1,4 @@
-//! Machine-readable figures and benchmark drivers.
+//! Fairway's benchmarks. What lives here measures; it decides nothing and is linked by nothing.
+
+pub mod alloc;
+pub mod engine;

@@ -1,0 +1,82 @@
+//! `make bench-engine`: what a packet costs in the engine.
+
+use clap::Parser;
+use fairway_bench::alloc::Counting;
+use fairway_bench::engine::{Case, Round, Scenario};
+use fairway_dataplane::clock;
+use fairway_tests::report::{Figure, Report};
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Cost per packet of process() over the memory driver: one worker, 64-byte packets, full bursts.
+#[derive(Parser)]
+#[command(name = "bench-engine")]
+struct Args {
+    /// Numbers of flows
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000, 1_000_000])]
+    flows: Vec<usize>,
+    /// Rounds over all cases; medians are reported
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Bursts of 64 packets per case and round
+    #[arg(long, default_value_t = 8_000)]
+    bursts: usize,
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.flows.iter().any(|flows| *flows == 0 || *flows > 2_000_000)
+        || args.rounds == 0
+        || args.bursts == 0
+    {
+        eprintln!("bench-engine: --flows takes 1 to 2000000, --rounds and --bursts at least 1");
+        return ExitCode::FAILURE;
+    }
+    let clocks_per_ns = clock::tsc_per_ns();
+    println!("process() over the memory driver, one worker, 64-byte packets, bursts of 64, random flows");
+    println!("TSC {clocks_per_ns:.2} GHz, {} rounds of {} packets, medians\n", args.rounds, args.bursts * 64);
+    let mut figures = Vec::new();
+    println!(
+        "{:22} {:>9} {:>10} {:>10} {:>9} {:>12}",
+        "case", "flows", "ns/packet", "clocks", "allocs", "first packet"
+    );
+    for flows in &args.flows {
+        let mut scenarios: Vec<Scenario> =
+            Case::ALL.iter().map(|case| Scenario::new(*case, *flows)).collect();
+        let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); scenarios.len()];
+        // Interleaved, so that a noisy moment of the machine falls on all cases alike.
+        for _ in 0..args.rounds {
+            for (scenario, rounds) in scenarios.iter_mut().zip(&mut rounds) {
+                rounds.push(scenario.round(args.bursts));
+            }
+        }
+        for (scenario, rounds) in scenarios.into_iter().zip(rounds) {
+            let clocks = median(rounds.iter().map(|round| round.clocks_per_packet).collect());
+            let allocations = median(rounds.iter().map(|round| round.allocations_per_packet).collect());
+            let (ns, first_ns) = (clocks / clocks_per_ns, scenario.first_packet_clocks / clocks_per_ns);
+            let name = scenario.case.name();
+            println!("{name:22} {flows:>9} {ns:>10.1} {clocks:>10.0} {allocations:>9.3} {first_ns:>9.0} ns");
+            let params = serde_json::json!({ "flows": flows });
+            figures.push(Figure::new(name, params.clone(), "ns_per_packet", ns, "ns"));
+            figures.push(Figure::new(name, params.clone(), "clocks_per_packet", clocks, "clocks"));
+            figures.push(Figure::new(name, params.clone(), "allocs_per_packet", allocations, "1"));
+            figures.push(Figure::new(name, params, "first_packet_ns", first_ns, "ns"));
+            scenario.finish();
+        }
+    }
+    let report = Report::of_target("bench-engine");
+    match report.add(&figures) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench-engine: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The engine's cost per packet: `process()` over frames in memory, one worker, full bursts.
+//!
+//! What is timed is the call of `process()` and nothing else: parsing, flow look-up, rewriting, encapsulating
+//! and batching by output port. Filling frames before and freeing them after stand for the NIC and are not
+//! timed. As after a NIC's DMA into the last-level cache, a packet's bytes are in the cache when processing
+//! starts; flow entries, which are what a million flows are about, are where the CPU's caches left them.
+
+use crate::alloc;
+use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
+use fairway_dataplane::wire::{ETH_LEN, proto, vxlan};
+use fairway_dataplane::{clock, process};
+use fairway_pmd::{Burst, MAX_BURST};
+use fairway_tables::PortId;
+use fairway_tables::stats::Counter;
+
+/// Client pods on the node.
+const CLIENTS: u16 = 32;
+/// Server pods on the node.
+const SERVERS: u16 = 32;
+/// Other nodes.
+const NODES: u8 = 64;
+/// Services, each with [`BACKENDS`].
+const SERVICES: u8 = 100;
+/// Backends of a service, each on another node.
+const BACKENDS: u8 = 10;
+/// Bytes of a packet on the wire at its shortest, without FCS.
+const FRAME_LEN: usize = 60;
+
+/// A way through the engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Case {
+    /// Pod to pod on the same node.
+    PodToPod,
+    /// Pod to a remote pod, encapsulated.
+    Vxlan,
+    /// Pod to a ClusterIP whose backend is remote: translated and encapsulated.
+    ServiceVxlan,
+    /// The answer to that: decapsulated and translated back.
+    ServiceVxlanReply,
+}
+
+impl Case {
+    /// All, in the order of reports.
+    pub const ALL: [Case; 4] = [Case::PodToPod, Case::Vxlan, Case::ServiceVxlan, Case::ServiceVxlanReply];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Case::PodToPod => "pod_to_pod",
+            Case::Vxlan => "vxlan",
+            Case::ServiceVxlan => "service_vxlan",
+            Case::ServiceVxlanReply => "service_vxlan_reply",
+        }
+    }
+}
+
+/// What one round measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// Clocks per packet of all bursts of the round.
+    pub clocks_per_packet: f64,
+    /// Allocations per packet.
+    pub allocations_per_packet: f64,
+}
+
+/// One case with so many flows, warmed up: every flow has had its first packet.
+pub struct Scenario {
+    /// Which way.
+    pub case: Case,
+    /// How many flows.
+    pub flows: usize,
+    /// Clocks per packet of the first packets: flow misses.
+    pub first_packet_clocks: f64,
+    world: World,
+    /// Every flow's packet, one after the other.
+    packets: Vec<u8>,
+    packet_len: usize,
+    ports: Vec<u16>,
+    random: u64,
+}
+
+fn client_headers(flow: usize, dst: [u8; 4]) -> (PortId, packet::Headers, u16) {
+    let client = (flow % usize::from(CLIENTS)) as u16;
+    let sport = 1024 + (flow / usize::from(CLIENTS)) as u16;
+    (addr::pod_port(client), addr::from_pod(client, dst), sport)
+}
+
+fn service_ip(n: u8) -> [u8; 4] {
+    [10, 96, 0, 10 + n]
+}
+
+/// A UDP packet of [`FRAME_LEN`] bytes with its checksum.
+fn udp(headers: &packet::Headers, sport: u16, dport: u16) -> Vec<u8> {
+    headers.udp(sport, dport, &[0x5a; FRAME_LEN - ETH_LEN - 28])
+}
+
+impl Scenario {
+    /// Builds tables and flows, and sends each flow's first packet.
+    pub fn new(case: Case, flows: usize) -> Scenario {
+        let mut world = World::new(WorldConfig {
+            pods: CLIENTS + SERVERS,
+            nodes: NODES,
+            // A reply is answered where its request passed: the table holds both directions.
+            flows: if case == Case::ServiceVxlanReply { 2 * flows } else { flows },
+            connections: (flows + flows / 8 + 1024) as u32,
+            frames: 1024,
+        });
+        for n in 0..SERVICES {
+            let backends: Vec<_> = (0..BACKENDS)
+                .map(|b| (addr::remote_pod((n.wrapping_mul(7).wrapping_add(b * 5)) % NODES, 10 + n), 8080))
+                .collect();
+            world.set_service(service_ip(n), 80, proto::UDP, u32::from(n), &backends);
+        }
+        let mut scenario = Scenario {
+            case,
+            flows,
+            first_packet_clocks: 0.0,
+            world,
+            packets: Vec::new(),
+            packet_len: 0,
+            ports: Vec::with_capacity(flows),
+            random: 0x9e37_79b9_7f4a_7c15,
+        };
+        scenario.make_packets();
+        scenario.warm_up();
+        scenario
+    }
+
+    fn make_packets(&mut self) {
+        for flow in 0..self.flows {
+            let (port, bytes) = match self.case {
+                Case::PodToPod => {
+                    let server = CLIENTS + (flow / 7 % usize::from(SERVERS)) as u16;
+                    let (port, headers, sport) = client_headers(flow, addr::pod(server));
+                    (port, udp(&headers, sport, 9000))
+                }
+                Case::Vxlan => {
+                    let dst = addr::remote_pod((flow / 7 % usize::from(NODES)) as u8, 2 + (flow % 250) as u8);
+                    let (port, headers, sport) = client_headers(flow, dst);
+                    (port, udp(&headers, sport, 9000))
+                }
+                Case::ServiceVxlan => {
+                    let (port, headers, sport) = client_headers(flow, service_ip((flow / 7 % 100) as u8));
+                    (port, udp(&headers, sport, 80))
+                }
+                Case::ServiceVxlanReply => self.reply(flow),
+            };
+            self.packet_len = bytes.len();
+            self.packets.extend_from_slice(&bytes);
+            self.ports.push(port.0);
+        }
+    }
+
+    /// Sends a flow's first packet to its service, and makes the answer from what came out.
+    fn reply(&mut self, flow: usize) -> (PortId, Vec<u8>) {
+        let (port, headers, sport) = client_headers(flow, service_ip((flow / 7 % 100) as u8));
+        let (_, out) = self.world.send(port, &udp(&headers, sport, 80)).expect("the service has backends");
+        let node = out[ETH_LEN + 19] - 2;
+        let inner_dst = &out[vxlan::HEADER_LEN + 16..vxlan::HEADER_LEN + 20];
+        let backend = [inner_dst[0], inner_dst[1], inner_dst[2], inner_dst[3]];
+        let inner = udp(&addr::from_remote(backend, headers.src), 8080, sport);
+        (addr::UPLINK, packet::encapsulate(&addr::encap_from(node), &inner, 50_000))
+    }
+
+    fn warm_up(&mut self) {
+        let mut clocks = 0;
+        // Bursts come from one port: flows of the same client lie CLIENTS apart.
+        let step = if self.case == Case::ServiceVxlanReply { 1 } else { usize::from(CLIENTS) };
+        for start in 0..step.min(self.flows) {
+            let flows: Vec<usize> = (start..self.flows).step_by(step).collect();
+            for burst in flows.chunks(MAX_BURST) {
+                clocks += self.burst(burst);
+            }
+        }
+        self.first_packet_clocks = clocks as f64 / self.flows as f64;
+        assert_eq!(self.world.worker.counters.all_drops(), 0, "the benchmark's packets all pass");
+    }
+
+    /// Processes one packet of each of these flows, all from one port; returns the clocks.
+    fn burst(&mut self, flows: &[usize]) -> u64 {
+        let mut rx = Burst::new();
+        let port = self.ports[flows[0]];
+        for &flow in flows {
+            let bytes = &self.packets[flow * self.packet_len..(flow + 1) * self.packet_len];
+            let mut frame = self.world.cache.alloc().expect("a free frame");
+            frame.copy_from(bytes);
+            frame.set_port(port);
+            rx.push(frame);
+        }
+        let World { reader, worker, now, cache, tx, .. } = &mut self.world;
+        let start = clock::tsc();
+        process(&mut rx, PortId(port), reader.view(), worker, *now, cache, tx);
+        let clocks = clock::tsc() - start;
+        reader.quiescent();
+        tx.flush(|_, burst| {
+            for frame in burst.drain(..) {
+                worker.counters.sent(0, false, 1, 0);
+                cache.free(frame);
+            }
+        });
+        clocks
+    }
+
+    fn next_random(&mut self, bound: usize) -> usize {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        ((u128::from(self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)) * bound as u128) >> 64) as usize
+    }
+
+    /// Processes `bursts` full bursts of flows in random order.
+    pub fn round(&mut self, bursts: usize) -> Round {
+        let step = if self.case == Case::ServiceVxlanReply { 1 } else { usize::from(CLIENTS) };
+        let per_port = self.flows.div_ceil(step);
+        let mut chosen = [0; MAX_BURST];
+        let (mut clocks, mut allocations) = (0, 0);
+        for _ in 0..bursts {
+            let start = self.next_random(step.min(self.flows));
+            for place in 0..MAX_BURST {
+                let flow = start + step * self.next_random(per_port);
+                chosen[place] = if flow < self.flows { flow } else { start };
+            }
+            let before = alloc::allocations();
+            clocks += self.burst(&chosen);
+            allocations += alloc::allocations() - before;
+        }
+        let packets = (bursts * MAX_BURST) as f64;
+        Round {
+            clocks_per_packet: clocks as f64 / packets,
+            allocations_per_packet: allocations as f64 / packets,
+        }
+    }
+
+    /// Share of packets since the start that needed the walk, first packets included.
+    pub fn miss_share(&self) -> f64 {
+        let counters = &self.world.worker.counters;
+        counters.get(Counter::FlowMisses) as f64 / counters.get(Counter::RxPackets) as f64
+    }
+
+    /// Ends the scenario, and checks invariants I1 and I2.
+    pub fn finish(self) {
+        assert_eq!(self.world.worker.counters.all_drops(), 0, "no packet was dropped");
+        self.world.finish();
+    }
+}
