@@ -8,7 +8,7 @@ pub use config::{Config, ConfigError, parse_cores};
 
 use crate::conntrack::{Conntrack, ConntrackError, Timeouts};
 use crate::crew::{Crew, CrewError, Plan};
-use fairway_pmd::af_xdp::AfXdp;
+use fairway_pmd::af_xdp::{AfXdp, AfXdpError};
 use fairway_pmd::steering::{Steering, SteeringError};
 use fairway_pmd::{Umem, UmemConfig, UmemError};
 use fairway_tables::stats::{ProcessState, StatsWriter};
@@ -37,6 +37,9 @@ pub enum EngineError {
     /// The steering program.
     #[error(transparent)]
     Steering(#[from] SteeringError),
+    /// A port, for a reason that does not pass: this process lacks a capability.
+    #[error(transparent)]
+    Port(#[from] AfXdpError),
     /// The connection table.
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
@@ -135,7 +138,7 @@ fn supervise(
 ) -> Result<(), EngineError> {
     let mut slow_work_at = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        ports.sync(crew);
+        ports.sync(crew)?;
         crew.reap();
         if let Some(dead) = crew.dead() {
             return Err(CrewError::WorkerDied(dead).into());

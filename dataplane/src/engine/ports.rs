@@ -56,7 +56,10 @@ impl Ports {
     }
 
     /// Closes what is no longer listed, opens what is newly listed, and tries again what failed.
-    pub(super) fn sync(&mut self, crew: &Crew) {
+    ///
+    /// # Errors
+    /// [`AfXdpError::MissingCapability`]: no later try can do better.
+    pub(super) fn sync(&mut self, crew: &Crew) -> Result<(), AfXdpError> {
         let generation = self.tables.view().generation();
         let due = !self.failed.is_empty() && Instant::now() >= self.retry_at;
         if self.generation != Some(generation) || due {
@@ -69,11 +72,12 @@ impl Ports {
             self.close_unwanted(&wanted, crew);
             for (id, port) in wanted {
                 if !self.open.contains_key(&id) {
-                    self.try_open(id, port, crew);
+                    self.try_open(id, port, crew)?;
                 }
             }
         }
         self.tables.quiescent();
+        Ok(())
     }
 
     /// Whether control has begun other tables than those that are read here.
@@ -119,12 +123,13 @@ impl Ports {
         }
     }
 
-    fn try_open(&mut self, id: PortId, port: Port, crew: &Crew) {
+    fn try_open(&mut self, id: PortId, port: Port, crew: &Crew) -> Result<(), AfXdpError> {
         match self.open_port(id, &port, crew) {
             Ok(ifindex) => {
                 self.failed.remove(&id);
                 self.open.insert(id, Open { port, ifindex });
             }
+            Err(PortError::AfXdp(error @ AfXdpError::MissingCapability { .. })) => return Err(error),
             Err(error) => {
                 let text = error.to_string();
                 // Each fault is said once, not twice a second.
@@ -139,6 +144,7 @@ impl Ports {
                 }
             }
         }
+        Ok(())
     }
 
     fn open_port(&mut self, id: PortId, port: &Port, crew: &Crew) -> Result<u32, PortError> {
