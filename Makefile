@@ -14,7 +14,7 @@ help: ## Show this list
 
 deps: # Installs what is missing, and only then needs root
 	@scripts/install-deps
-	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
+	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust with rustup" >&2; exit 1; }
 
 build: deps ## Build all programs in release mode
 	$(CARGO) build --release $(PROGRAMS) --bins
