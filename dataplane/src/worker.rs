@@ -145,6 +145,8 @@ pub struct Ended {
 
 /// Idle workers look up at least this often.
 const SLEEP_MS: i32 = 100;
+/// Effort of housekeeping after a sleep.
+const SLEEPERS_EFFORT: u32 = 512;
 /// Counters are committed, and the clock read, once in so many loops.
 const COMMIT_LOOPS: u64 = 64;
 /// Housekeeping slices run once in so many loops.
@@ -304,7 +306,7 @@ impl Worker {
 
     fn housekeep(&mut self, run: &mut Run) {
         if run.loops.is_multiple_of(HOUSEKEEP_LOOPS) {
-            self.state.housekeep(run.now);
+            self.state.housekeep(run.now, 1);
         }
         if run.loops.is_multiple_of(COMMIT_LOOPS) {
             run.now = Now::read();
@@ -328,9 +330,7 @@ impl Worker {
         self.state.counters.add(Counter::Sleeps, 1);
         run.now = Now::read();
         // Loops are rare now, and time is plenty.
-        for _ in 0..64 {
-            self.state.housekeep(run.now);
-        }
+        self.state.housekeep(run.now, SLEEPERS_EFFORT);
         run.idle_since = None;
     }
 

@@ -83,7 +83,7 @@ fn parsers_survive_any_bytes() {
 #[test]
 fn process_survives_any_script_and_loses_no_frame() {
     let mut world = fuzz::world();
-    each_case(5_000, |random| {
+    each_case(20_000, |random| {
         let len = random.below(600);
         let script = random.bytes(len);
         fuzz::packets(&mut world, &script);

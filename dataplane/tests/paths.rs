@@ -415,7 +415,7 @@ fn connections_end_when_their_time_is_over_and_a_syn_reuses_a_closed_one() {
     assert_eq!(port, addr::pod_port(2), "a SYN on a reset connection begins a new one");
     assert_eq!(world.worker.conntrack.summary().used, 1);
     world.now.seconds += 121;
-    (0..4).for_each(|_| world.worker.housekeep(world.now));
+    world.worker.housekeep(world.now, 16);
     assert_eq!(world.worker.conntrack.summary().used, 0);
     assert!(world.worker.counters.get(Counter::ConntrackExpired) == 1);
     world.finish();

@@ -102,7 +102,7 @@ fn between(world: &mut World, step: u8, script: &mut Script<'_>) {
     match step % 16 {
         0 => world.now.seconds += u32::from(script.byte().unwrap_or(0)) * 4,
         1 => world.worker.flows.clear(),
-        2 => (0..4).for_each(|_| world.worker.housekeep(world.now)),
+        2 => world.worker.housekeep(world.now, 16),
         3 => world.apply(Op::DelEndpoint(Ip::v4(addr::pod(1)))),
         4 => {
             let endpoint = Endpoint { port: addr::pod_port(u16::from(step >> 6)), mac: addr::pod_mac(1) };
