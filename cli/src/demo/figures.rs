@@ -10,7 +10,7 @@ use serde_json::json;
 use std::fmt::Write as _;
 
 const LABEL_COLUMNS: usize = 24;
-const VALUE_COLUMNS: usize = 16;
+const VALUE_COLUMNS: usize = 24;
 
 /// The counters of every node at one moment.
 pub(super) struct Figures {
@@ -29,6 +29,11 @@ impl Figures {
     pub(super) fn read(nodes: &[Node]) -> Result<Figures> {
         let read = |node: &Node| Ok((node.name().to_owned(), snapshot(node)?));
         Ok(Figures { nodes: nodes.iter().map(read).collect::<Result<_>>()? })
+    }
+
+    /// Counters that were read already, by node.
+    pub(super) fn of(nodes: Vec<(String, StatsSnapshot)>) -> Figures {
+        Figures { nodes }
     }
 
     /// The same figures for the report.

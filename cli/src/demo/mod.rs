@@ -11,6 +11,7 @@ mod screen;
 use fairway_tests::{Error, Options, Testbed, kept, sys};
 use scenario::Scenario;
 use screen::Screen;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit code after SIGINT, as a shell would give it.
@@ -22,6 +23,9 @@ pub(crate) struct DemoArgs {
     /// Run without root: the same engine over the memory driver, with simulated pods
     #[arg(long, conflicts_with_all = ["keep", "down"])]
     memory: bool,
+    /// Where --memory records every frame, for Wireshark
+    #[arg(long, value_name = "FILE", default_value = memory::DEFAULT_PCAP, requires = "memory")]
+    pcap: PathBuf,
     /// Leave everything running at the end, and say how to look around
     #[arg(long)]
     keep: bool,
@@ -33,7 +37,7 @@ pub(crate) struct DemoArgs {
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs) -> ExitCode {
     if args.memory {
-        memory::run()
+        memory::run(&args.pcap)
     } else if args.down {
         take_down()
     } else {

@@ -37,7 +37,10 @@ impl Screen {
     }
 
     /// Runs a step and shows how it went: what was checked, or what failed.
-    pub(super) fn step(&self, title: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
+    pub(super) fn step<E>(&self, title: &str, work: impl FnOnce() -> Result<String, E>) -> Result<(), E>
+    where
+        E: std::error::Error + 'static,
+    {
         if self.colours {
             print!("  … {title}\r");
             let _ = std::io::stdout().flush();
@@ -47,7 +50,7 @@ impl Screen {
         let title = format!("{title:TITLE_COLUMNS$}");
         match &outcome {
             Ok(detail) => self.line(&format!("{clear}  {} {title} {detail}", self.paint("32", "✓"))),
-            Err(Error::Interrupted) => self.line(&format!("{clear}  - {title} interrupted")),
+            Err(error) if is_interruption(error) => self.line(&format!("{clear}  - {title} interrupted")),
             Err(error) => self.line(&format!("{clear}  {} {title} {error}", self.paint("31", "✗"))),
         }
         outcome.map(drop)
@@ -113,4 +116,8 @@ impl Screen {
         self.line(&format!("  tail -f {}/node-*/*.log", testbed.dir().display()));
         self.line(&format!("\nTo take it down: {fairway} demo --down"));
     }
+}
+
+fn is_interruption(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Interrupted))
 }
