@@ -31,13 +31,19 @@ struct EthtoolValue {
 
 /// Turns off checksum, scatter-gather and segmentation offloads of what the device sends.
 pub(super) fn turn_off(device: &str) -> Result<(), OffloadError> {
-    for (offload, command) in COMMANDS {
-        set(device, command).map_err(|error| OffloadError { offload, device: device.to_owned(), error })?;
+    for (offload, set) in COMMANDS {
+        // The kernel may accept the request and leave the offload on; the command before "set" is "get".
+        let off = ethtool(device, set).and_then(|_| match ethtool(device, set - 1)? {
+            0 => Ok(()),
+            _ => Err(io::Error::other("the device does not let go of it")),
+        });
+        off.map_err(|error| OffloadError { offload, device: device.to_owned(), error })?;
     }
     Ok(())
 }
 
-fn set(device: &str, command: u32) -> io::Result<()> {
+/// Runs a command with the value 0 and returns the value that comes back.
+fn ethtool(device: &str, command: u32) -> io::Result<u32> {
     // SAFETY: socket(2) takes no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -57,7 +63,7 @@ fn set(device: &str, command: u32) -> io::Result<()> {
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: SIOCETHTOOL reads an ifreq whose data points at an ethtool_value; both outlive the call.
     match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) } {
-        0 => Ok(()),
+        0 => Ok(value.data),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -46,8 +46,8 @@ impl<'a> Party<'a> {
         self.placed.object.key()
     }
 
-    fn claimant(&self) -> Claimant {
-        Claimant { object: self.key(), place: self.place() }
+    fn claimant(&self) -> Box<Claimant> {
+        Box::new(Claimant { object: self.key(), place: self.place() })
     }
 
     fn conflict(&self, problem: FileProblem) -> Conflict {

@@ -83,7 +83,7 @@ pub enum FileProblem {
         /// The other's.
         other_cidr: Prefix,
         /// The other node.
-        other: Claimant,
+        other: Box<Claimant>,
     },
     /// Two nodes have one address.
     #[error("status.addresses: {ip} is also the address of {other}; correct one of the two")]
@@ -91,7 +91,7 @@ pub enum FileProblem {
         /// The address.
         ip: Ip,
         /// The other node.
-        other: Claimant,
+        other: Box<Claimant>,
     },
     /// Two pods have one address.
     #[error("status.podIP: {ip} is also the address of {other}; give each pod its own")]
@@ -99,7 +99,7 @@ pub enum FileProblem {
         /// The address.
         ip: Ip,
         /// The other pod.
-        other: Claimant,
+        other: Box<Claimant>,
     },
     /// A pod's address lies outside its node's ranges, so no other node would find it.
     #[error("status.podIP: {ip} is outside the pod range {cidrs} of Node {node}; use an address inside it")]
@@ -132,7 +132,7 @@ pub enum FileProblem {
         /// IP protocol number.
         proto: u8,
         /// The other service.
-        other: Claimant,
+        other: Box<Claimant>,
     },
 }
 
