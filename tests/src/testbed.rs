@@ -41,13 +41,14 @@ impl Default for Options {
     }
 }
 
-/// Number of a pod, in the order of [`Testbed::add_pod`].
+/// Number of a pod, in the order of [`Testbed::add_pod`]; not used again when the pod is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodId(usize);
 
 /// A pod of a testbed.
 #[derive(Debug)]
 pub struct Pod {
+    id: PodId,
     namespace: String,
     name: String,
     node: usize,
@@ -93,6 +94,7 @@ pub struct Testbed {
     manifests: Manifests,
     // Dropped in this order, once `drop` below has stopped the processes.
     pods: Vec<Pod>,
+    pods_made: usize,
     nodes: Vec<Node>,
     switch: Option<Netns>,
     left_running: bool,
@@ -130,6 +132,7 @@ impl Testbed {
             options,
             manifests,
             pods: Vec::new(),
+            pods_made: 0,
             nodes: Vec::new(),
             switch: None,
             left_running: false,
@@ -253,15 +256,22 @@ impl Testbed {
         pod.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "onlink"])?;
         self.manifests.pod(namespace, name, host.name(), ip)?;
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        self.pods.push(Pod { namespace, name, node, ip, server: None, netns: pod });
-        Ok(PodId(self.pods.len() - 1))
+        let id = PodId(self.pods_made);
+        self.pods_made += 1;
+        self.pods.push(Pod { id, namespace, name, node, ip, server: None, netns: pod });
+        Ok(id)
+    }
+
+    /// Ends a pod: its processes, its namespace, and with that its veth. Its manifest stays.
+    pub fn delete_pod(&mut self, id: PodId) {
+        self.pods.retain(|pod| pod.id != id);
     }
 
     /// Starts the server in a pod and waits until it listens on [`POD_PORT`].
     pub fn start_server(&mut self, id: PodId) -> Result<()> {
         let program = program(&self.bin_dir, "fairway-pod")?;
-        let log = self.dir.join(format!("server-{}.log", self.pods[id.0].name));
-        let pod = &mut self.pods[id.0];
+        let Some(pod) = self.pods.iter_mut().find(|pod| pod.id == id) else { return Ok(()) };
+        let log = self.dir.join(format!("server-{}.log", pod.name));
         let mut command = pod.netns.command(program);
         command.args(["serve", "--listen", &format!("0.0.0.0:{POD_PORT}"), "--name", &pod.name]);
         let name = format!("server in pod {}", pod.name);
@@ -291,9 +301,10 @@ impl Testbed {
     pub fn start_client(&self, id: PodId, args: &[&str]) -> Result<Process> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut command = self.pods[id.0].netns.command(program(&self.bin_dir, "fairway-pod")?);
+        let pod = self.pod(id);
+        let mut command = pod.netns.command(program(&self.bin_dir, "fairway-pod")?);
         command.args(args);
-        let name = format!("client in pod {}", self.pods[id.0].name);
+        let name = format!("client in pod {}", pod.name);
         Process::spawn(&name, command, &self.dir.join(format!("client-{number}.log")), true)
     }
 
@@ -362,8 +373,11 @@ impl Testbed {
     }
 
     /// A pod.
+    ///
+    /// # Panics
+    /// If it has been deleted.
     pub fn pod(&self, id: PodId) -> &Pod {
-        &self.pods[id.0]
+        self.pods.iter().find(|pod| pod.id == id).expect("the pod has not been deleted")
     }
 
     /// All pods.

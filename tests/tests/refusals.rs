@@ -179,3 +179,59 @@ fn broken_manifests_are_named_and_change_nothing() {
     }
     cluster.stop_and_check_invariants();
 }
+
+#[test]
+fn tables_of_another_version_are_refused_by_every_program() {
+    if !gate::may_run("refusals") {
+        return;
+    }
+    let mut cluster = Cluster::build(1);
+    cluster.testbed.node_mut(0).start_control().expect("control");
+    let asked = cluster.testbed.wait("control answers", DEADLINE, |testbed| {
+        testbed.nodes()[0].ask(&["status"]).map_err(|e| e.to_string())
+    });
+    asked.unwrap_or_else(|e| panic!("{e}"));
+    cluster.testbed.node_mut(0).stop_control().expect("control stops");
+
+    let path = cluster.testbed.nodes()[0].run_dir().join("tables");
+    let whole = std::fs::read(&path).expect("tables");
+    // The first word is the magic number, the second the ABI version.
+    for (at, words) in [(8, &["ABI version", "same version"][..]), (0, &["not a Fairway file"])] {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x40;
+        std::fs::write(&path, &changed).expect("change the tables");
+        let named = path.display().to_string();
+        for (program, args) in [
+            ("fairway-dataplane", dataplane_args(&cluster, &[])),
+            ("fairway-control", cluster.testbed.nodes()[0].control_args()),
+        ] {
+            let output = run_on_node(&cluster, &[], program, &args);
+            assert_refused(&output, words);
+            assert_refused(&output, &[&named]);
+        }
+        assert!(std::fs::read(&path).expect("tables") == changed, "a refused file is left as it was");
+    }
+}
+
+#[test]
+fn an_uplink_that_does_not_exist_is_named() {
+    if !gate::may_run("refusals") {
+        return;
+    }
+    let mut cluster = Cluster::build(1);
+    // The node's InternalIP is on no device.
+    cluster.testbed.nodes()[0].netns().ip(["addr", "flush", "dev", "uplink0"]).expect("flush");
+    cluster.testbed.start_nodes(1).expect("start the nodes");
+    let named = cluster.testbed.wait("status names the missing uplink", DEADLINE, |testbed| {
+        let status = testbed.nodes()[0].ask(&["status"]).map_err(|e| e.to_string())?.to_string();
+        let words = ["no device has the node's InternalIP 192.168.77.1", "assign it"];
+        if words.iter().all(|word| status.contains(word)) { Ok(()) } else { Err(status) }
+    });
+    named.unwrap_or_else(|e| panic!("{e}"));
+    // It may still come.
+    cluster.testbed.nodes()[0].netns().ip(["addr", "add", "192.168.77.1/24", "dev", "uplink0"]).expect("add");
+    cluster.wait_for_gateways();
+    cluster.set_backends(&["web-2"]);
+    cluster.wait_for_backends(&["web-2"]);
+    cluster.stop_and_check_invariants();
+}

@@ -7,6 +7,8 @@ use fairway_tests::gate;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::programs::share_of_cores;
 use fairway_tests::sys;
+use std::net::Ipv4Addr;
+use std::process::Stdio;
 use std::time::Duration;
 
 const CLIENT_DEADLINE: Duration = Duration::from_secs(60);
@@ -70,5 +72,43 @@ fn a_connection_outlives_a_restart_of_the_engine() {
     assert_eq!((summary.failures, &summary.errors), (0, &Vec::new()));
     assert_eq!((summary.bytes, summary.byte_exact), (150_000_000, Some(true)));
     cluster.wait_for_backends(&["web-1"]);
+    cluster.stop_and_check_invariants();
+}
+
+#[test]
+fn pods_come_and_go_under_traffic_and_no_frame_is_lost() {
+    if !gate::may_run("resilience") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    cluster.set_backends(&["web-2"]);
+    cluster.wait_for_backends(&["web-2"]);
+    let url = cluster.url("/");
+    let args = ["get", url.as_str(), "--no-keepalive", "--duration-ms", "8000"];
+    let client = cluster.testbed.start_client(cluster.client, &args).expect("client");
+    for round in 0..4u8 {
+        let (name, ip) = (format!("guest-{round}"), Ipv4Addr::new(10, 244, 1, 100 + round));
+        let guest = cluster.testbed.add_pod(0, "shop", &name, ip).expect("pod");
+        cluster.wait_for_gateways();
+        // Even rounds end as kubelet does it, odd ones as a crash does: the veth first. A flood of
+        // packets is on its way either way.
+        let flood = ["-n", "-q", "-f", "-c", "2000", "-W", "1", "169.254.1.1"];
+        let mut flooding = cluster.testbed.pod(guest).netns().command("ping");
+        let mut flooding = flooding.args(flood).stdout(Stdio::null()).spawn().expect("ping");
+        std::thread::sleep(Duration::from_millis(20));
+        if round % 2 == 0 {
+            cluster.testbed.manifests().remove_pod("shop", &name).expect("remove the manifest");
+            std::thread::sleep(Duration::from_millis(100));
+            cluster.testbed.delete_pod(guest);
+        } else {
+            cluster.testbed.delete_pod(guest);
+            std::thread::sleep(Duration::from_millis(100));
+            cluster.testbed.manifests().remove_pod("shop", &name).expect("remove the manifest");
+        }
+        flooding.wait().expect("ping ends with its namespace");
+    }
+    let summary: Summary = cluster.testbed.finish_client(client, CLIENT_DEADLINE).expect("summary");
+    assert_eq!((summary.failures, &summary.errors), (0, &Vec::new()), "of {} requests", summary.requests);
     cluster.stop_and_check_invariants();
 }
