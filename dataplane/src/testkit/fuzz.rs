@@ -41,18 +41,32 @@ pub fn ingresses(world: &World) -> Vec<Ingress> {
 /// A world for [`packets`]: small tables, so that they fill up.
 pub fn world() -> World {
     let mut world = World::new(WorldConfig { pods: 4, nodes: 3, flows: 32, connections: 64, frames: 256 });
+    reset(&mut world);
+    world
+}
+
+/// Puts everything back that [`packets`] changes, so that a case depends on nothing before it.
+fn reset(world: &mut World) {
+    world.now.seconds = 1000;
+    world.worker.flows.clear();
+    let connections: Vec<_> = world.worker.conntrack.iter().collect();
+    for connection in connections {
+        world.worker.conntrack.remove(connection.conn);
+    }
+    let endpoint = Endpoint { port: addr::pod_port(1), mac: addr::pod_mac(1) };
+    world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
     for (index, protocol) in [proto::TCP, proto::UDP].into_iter().enumerate() {
         let backends = [(addr::pod(1), 8080), (addr::remote_pod(0, 7), 8080), (addr::remote_pod(1, 7), 8080)];
         world.set_service([10, 96, 0, 10], 80, protocol, index as u32, &backends);
         world.set_service([10, 96, 0, 11], 80, protocol, 2 + index as u32, &[]);
     }
-    world
 }
 
 /// The whole engine: `data` is a script of bursts. Each step takes a few bytes for what to send (a packet
 /// made to be valid, then damaged, or raw bytes), from which port, and what happens in between (time passes,
 /// tables change, flows are forgotten). After each burst every frame and packet must be accounted for.
 pub fn packets(world: &mut World, data: &[u8]) {
+    reset(world);
     let mut script = Script { data };
     while let Some(step) = script.byte() {
         between(world, step, &mut script);
