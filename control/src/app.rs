@@ -24,8 +24,6 @@ const ROOM_TICK: Duration = Duration::from_secs(5);
 /// How often the node's own network is looked at although nothing is known to have changed.
 const HOST_PERIOD: Duration = Duration::from_secs(30);
 const HOST_RETRY: Duration = Duration::from_secs(2);
-/// MTU of the host veth before the uplink's is known.
-const FIRST_HOST_MTU: u32 = 1450;
 
 /// The process cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +75,8 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
     check_uplink(&options)?;
     let socket = ApiSocket::bind(&options.run_dir.join(SOCKET))?;
     let core = SharedCore::new(Core::new(options.clone(), writer));
-    let prepared = prepare_pair().await;
+    // The pair must be there before the first listing, so that its port is in the first tables.
+    let prepared = blocking(|| prepare::ensure_pair(None)).await;
     core.lock().set_error("host network", prepared);
     // Listed after the subscription and the preparation, so that both are in it.
     let listing = kernel::list()?;
@@ -164,16 +163,6 @@ async fn blocking(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.err().map(|e| e.to_string()),
         Err(error) => Some(format!("node preparation ended: {error}; look at the log above")),
-    }
-}
-
-/// The pair must be there before the first listing, so that its port is in the first tables.
-async fn prepare_pair() -> Option<String> {
-    let exists = |facts: &crate::index::Facts| facts.link_named(crate::names::HOST_KERNEL_IF).is_some();
-    match kernel::list() {
-        // An existing pair keeps its MTU until the uplink's is known.
-        Ok(Update::Listing(facts, _)) if exists(&facts) => None,
-        _ => blocking(|| prepare::ensure_pair(FIRST_HOST_MTU)).await,
     }
 }
 

@@ -24,6 +24,11 @@ pub fn host_address(pod_cidr: &Prefix) -> Ip {
     Ip((u128::from_be_bytes(pod_cidr.addr().0) + 1).to_be_bytes())
 }
 
+/// Whether this is an IPv6 link-local address (RFC 4291 section 2.5.6), which no router forwards to.
+pub fn is_link_local(ip: Ip) -> bool {
+    ip.0[0] == 0xfe && ip.0[1] & 0xc0 == 0x80
+}
+
 fn route(kind: NextHopKind, addr: Ip) -> Value {
     Value::Route(NextHop::new(kind, addr, PortId::NONE))
 }
@@ -78,8 +83,8 @@ impl Index {
                 out.insert(Key::Route(default), route(NextHopKind::Host, Ip::UNSPECIFIED));
             }
         }
-        let uplink_ips =
-            self.facts.addresses.iter().filter(|(i, _)| Some(*i) == self.uplink).map(|(_, ip)| *ip);
+        let on_uplink = |entry: &&(u32, Ip)| Some(entry.0) == self.uplink && !is_link_local(entry.1);
+        let uplink_ips = self.facts.addresses.iter().filter(on_uplink).map(|(_, ip)| *ip);
         let own = node.pod_cidrs.iter().map(host_address).chain(node.internal_ips.iter().copied());
         for ip in own.chain(uplink_ips) {
             out.insert(Key::Route(Prefix::host(ip)), route(NextHopKind::Host, Ip::UNSPECIFIED));

@@ -8,7 +8,7 @@ mod compile;
 mod facts;
 mod report;
 
-pub use compile::{HOST_PORT, UPLINK_PORT, host_address};
+pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link, RouteVia};
 pub use report::{HostPlan, Pending};
 

@@ -5,7 +5,7 @@
 use super::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL};
 use super::offload::{self, OffloadError};
 use super::read;
-use crate::index::{Facts, HostPlan, KernelEvent};
+use crate::index::{Facts, HostPlan, KernelEvent, is_link_local};
 use crate::names::{HOST_ENGINE_IF, HOST_KERNEL_IF};
 use fairway_tables::{Ip, Prefix};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -42,8 +42,9 @@ fn ends(facts: &Facts) -> (Option<u32>, Option<u32>) {
     (end(HOST_KERNEL_IF), end(HOST_ENGINE_IF))
 }
 
-/// Creates the pair if it is not there, turns off what AF_XDP cannot carry, and sets both ends up.
-pub fn ensure_pair(mtu: u32) -> Result<(), PrepareError> {
+/// Creates the pair if it is not there, turns off what AF_XDP cannot carry, and sets both ends up; with this
+/// MTU, or the one that they have.
+pub fn ensure_pair(mtu: Option<u32>) -> Result<(), PrepareError> {
     let mut netlink = Netlink::open()?;
     let mut facts = links(&mut netlink)?;
     if ends(&facts) == (None, None) {
@@ -66,14 +67,16 @@ pub fn ensure_pair(mtu: u32) -> Result<(), PrepareError> {
     let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter");
     let value = if strict.is_ok_and(|text| text.trim() == "1") { "2" } else { "0" };
     sysctl("ipv4", HOST_KERNEL_IF, "rp_filter", value);
-    netlink.set_link(kernel, mtu)?;
-    netlink.set_link(engine, mtu)?;
+    for ifindex in [kernel, engine] {
+        let own = facts.links.get(&ifindex).map_or(0, |link| link.mtu);
+        netlink.set_link(ifindex, mtu.unwrap_or(own))?;
+    }
     Ok(())
 }
 
 /// Brings addresses and routes of the pair in line with the plan.
 pub fn reconcile(plan: &HostPlan) -> Result<(), PrepareError> {
-    ensure_pair(plan.mtu)?;
+    ensure_pair(Some(plan.mtu))?;
     let mut netlink = Netlink::open()?;
     let (Some(ifindex), _) = ends(&links(&mut netlink)?) else { return Ok(()) };
     let listed = netlink.addresses()?.into_iter().flat_map(|m| read::meaning(&m, 0).events);
@@ -124,10 +127,6 @@ fn our_routes(netlink: &mut Netlink, ifindex: u32) -> Result<BTreeMap<Prefix, Op
     });
     let ours = routes.filter(|(_, oif, protocol, _)| *oif == ifindex && *protocol == ROUTE_PROTOCOL);
     Ok(ours.map(|(prefix, _, _, source)| (prefix, source)).collect())
-}
-
-fn is_link_local(ip: Ip) -> bool {
-    ip.0[0] == 0xfe && ip.0[1] & 0xc0 == 0x80
 }
 
 /// Sets a per-device setting; where /proc/sys is read-only the node's own value stays, and the log says so.
