@@ -221,3 +221,26 @@ proptest! {
         prop_assert_eq!(fresh.host_plan(&[]), index.host_plan(&[]));
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_text_makes_the_parser_panic_and_what_it_refuses_yields_no_object(
+        parts in proptest::collection::vec(prop_oneof![
+            Just("---".to_owned()), Just("\n".to_owned()), Just("kind: List\nitems:\n".to_owned()),
+            Just("apiVersion: v1\nkind: Service\nmetadata: {name: s}\n".to_owned()),
+            Just("spec: {ports: [{port: 70000}], clusterIP: None}\n".to_owned()),
+            Just("apiVersion: v1\nkind: PodList\nitems: [1, {}, null]\n".to_owned()),
+            Just("&a [*a, *a]".to_owned()), Just("metadata: 7\n".to_owned()), Just("...".to_owned()),
+            ".{0,12}",
+        ], 0..12),
+    ) {
+        let text = parts.concat();
+        if let Err(errors) = fairway_control::manifests::parse("f.yaml", &text) {
+            prop_assert!(!errors.is_empty());
+            let lines = text.lines().count() + 1;
+            prop_assert!(errors.iter().all(|e| e.document > 0 && e.line.is_some_and(|l| 0 < l && l <= lines)));
+        }
+    }
+}
