@@ -249,3 +249,53 @@ fn parse_head(head: &[u8]) -> Result<Head, String> {
         _ => Err(format!("the answer lacks Server or Content-Length: {text:?}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smoltcp::time::Instant as StackTime;
+    use std::net::Ipv4Addr;
+
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+    /// Two stacks joined by a cable that `damage` may change frames on; the outcome after at most 20 s of theirs.
+    fn get(path: &str, mut damage: impl FnMut(&mut Vec<u8>)) -> Result<Option<Reply>, String> {
+        let mut client = Stack::new("client", CLIENT, 1450, StackTime::ZERO);
+        let mut server = Stack::new("web", SERVER, 1450, StackTime::ZERO);
+        server.serve(8080);
+        let mut exchange =
+            Exchange::begin(&mut client, SocketAddrV4::new(SERVER, 8080), path).expect("an address");
+        for time_ms in 0..20_000 {
+            client.poll(StackTime::from_millis(time_ms));
+            server.poll(StackTime::from_millis(time_ms));
+            server.cable.inbox.append(&mut client.cable.outbox);
+            server.cable.outbox.iter_mut().for_each(&mut damage);
+            client.cable.inbox.append(&mut server.cable.outbox);
+            if let Some(reply) = exchange.poll(&mut client)? {
+                return Ok(Some(reply));
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn a_request_gets_the_name_of_the_pod_and_as_many_bytes_as_asked_for() {
+        let reply = get("/", |_| ()).unwrap().unwrap();
+        assert_eq!((reply.backend.as_str(), reply.bytes), ("web", 3));
+        let reply = get("/bytes/300000", |_| ()).unwrap().unwrap();
+        assert_eq!((reply.backend.as_str(), reply.bytes), ("web", 300_000));
+        assert!(get("/nothing", |_| ()).unwrap_err().contains("404"));
+    }
+
+    #[test]
+    fn a_stack_takes_no_packet_whose_checksum_is_wrong() {
+        // The last byte of every packet with data, and no checksum.
+        let damage = |frame: &mut Vec<u8>| {
+            if frame.len() > 100 {
+                *frame.last_mut().unwrap() ^= 1;
+            }
+        };
+        assert!(get("/bytes/3000", damage).unwrap().is_none());
+    }
+}
