@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long to wait before a port that could not be opened is tried again.
+/// How long to wait before a port that could not be opened is tried again, and devices are looked at.
 const RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,13 @@ enum PortError {
 struct Open {
     port: Port,
     ifindex: u32,
+}
+
+impl Open {
+    /// A device that was made anew under its old name is another device.
+    fn is_replaced(&self) -> bool {
+        af_xdp::ifindex(self.port.ifname()) != Some(self.ifindex)
+    }
 }
 
 /// What is open.
@@ -61,7 +68,7 @@ impl Ports {
     /// [`AfXdpError::MissingCapability`]: no later try can do better.
     pub(super) fn sync(&mut self, crew: &Crew) -> Result<(), AfXdpError> {
         let generation = self.tables.view().generation();
-        let due = !self.failed.is_empty() && Instant::now() >= self.retry_at;
+        let due = Instant::now() >= self.retry_at && (!self.failed.is_empty() || self.any_replaced());
         if self.generation != Some(generation) || due {
             self.generation = Some(generation);
             self.retry_at = Instant::now() + RETRY;
@@ -99,17 +106,22 @@ impl Ports {
         }
     }
 
+    /// Whether a device was deleted, and perhaps made anew under its name, without the tables changing.
+    fn any_replaced(&mut self) -> bool {
+        self.retry_at = Instant::now() + RETRY;
+        self.open.values().any(Open::is_replaced)
+    }
+
     fn close_unwanted(&mut self, wanted: &BTreeMap<PortId, Port>, crew: &Crew) {
         self.failed.retain(|id, _| wanted.contains_key(id));
         let gone: Vec<PortId> = self
             .open
             .iter()
             .filter(|(id, open)| {
-                // A device that was made anew under its old name is another device.
                 wanted
                     .get(id)
                     .is_none_or(|port| port.ifname != open.port.ifname || port.kind != open.port.kind)
-                    || af_xdp::ifindex(open.port.ifname()) != Some(open.ifindex)
+                    || open.is_replaced()
             })
             .map(|(id, _)| *id)
             .collect();
