@@ -33,6 +33,8 @@ const EFFECT: Duration = Duration::from_secs(1);
 /// Requests go on for so long before an edit, and after it.
 const LEAD: Duration = Duration::from_millis(300);
 const TAIL: Duration = Duration::from_millis(1500);
+/// And so many are made before and after at least, so that each of three backends gets some.
+const MIN_REQUESTS: usize = 40;
 /// Between two requests while manifests are edited.
 const PACE: Duration = Duration::from_millis(5);
 /// Frames that a step records, and that the downloads record.
@@ -307,12 +309,18 @@ impl Scenario {
     /// made, and when those that `pod` answered began, from the edit on; before it, all count as zero.
     fn edit(&mut self, backends: &[usize], pod: &str) -> Result<(usize, Vec<Duration>)> {
         let host = self.service_address();
-        let (start, mut edited) = (Instant::now(), None::<Instant>);
-        let (mut requests, mut answered) = (0, Vec::new());
-        while edited.is_none_or(|edited| edited.elapsed() < TAIL) {
-            if edited.is_none() && start.elapsed() > LEAD {
-                self.set_backends(backends)?;
-                edited = Some(Instant::now());
+        let (mut since, mut edited) = (Instant::now(), None::<Instant>);
+        let (mut requests, mut requests_before, mut answered) = (0, 0, Vec::new());
+        loop {
+            let enough = requests - requests_before >= MIN_REQUESTS;
+            match edited {
+                None if enough && since.elapsed() > LEAD => {
+                    self.set_backends(backends)?;
+                    (since, requests_before) = (Instant::now(), requests);
+                    edited = Some(since);
+                }
+                Some(_) if enough && since.elapsed() > TAIL => break,
+                _ => {}
             }
             let begun = Instant::now();
             let reply = self.simulation.get(CLIENT, host, "/")?;
