@@ -216,9 +216,9 @@ impl Scenario {
         let (mut clocks, mut allocations) = (0, 0);
         for _ in 0..bursts {
             let start = self.next_random(step.min(self.flows));
-            for place in 0..MAX_BURST {
+            for place in &mut chosen {
                 let flow = start + step * self.next_random(per_port);
-                chosen[place] = if flow < self.flows { flow } else { start };
+                *place = if flow < self.flows { flow } else { start };
             }
             let before = alloc::allocations();
             clocks += self.burst(&chosen);
