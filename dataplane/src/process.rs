@@ -73,23 +73,18 @@ pub fn process(
     }
     worker.stages.lap(Stage::FlowLookup, count);
 
-    let mut misses = 0;
+    let mut hits = 0;
     for ((mut frame, (class, hash)), slot) in rx.drain(..).zip(&packets).zip(&slots) {
         let verdict = match class {
             Class::Flow(parsed) => match slot.and_then(|slot| hit(worker, slot, parsed, now)) {
                 Some(slot) => {
+                    hits += 1;
                     let entry = worker.flows.entry(slot);
                     forward(worker, &mut frame, parsed, entry)
                 }
-                None => {
-                    misses += 1;
-                    miss(worker, tables, &port, parsed, *hash, now, &mut frame, true)
-                }
+                None => miss(worker, tables, &port, parsed, *hash, now, &mut frame, true),
             },
-            Class::Single(parsed) => {
-                misses += 1;
-                miss(worker, tables, &port, parsed, *hash, now, &mut frame, false)
-            }
+            Class::Single(parsed) => miss(worker, tables, &port, parsed, *hash, now, &mut frame, false),
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
             Class::Drop(reason) => Err(*reason),
         };
@@ -97,8 +92,7 @@ pub fn process(
     }
     worker.stages.lap(Stage::Rewrite, count);
     worker.stages.since(Stage::Burst, burst_start);
-    worker.counters.add(Counter::FlowMisses, misses);
-    worker.counters.add(Counter::FlowHits, slots.iter().flatten().count() as u64);
+    worker.counters.add(Counter::FlowHits, hits);
 }
 
 /// Whether a found flow may serve this packet: compiled under the present tables, and its connection alive.
@@ -169,18 +163,21 @@ fn miss(
     frame: &mut Frame,
     is_flow: bool,
 ) -> Result<u16, DropReason> {
-    if is_flow
-        && let Some(slot) = worker.flows.find(hash, &parsed.key)
-        && let Some(slot) = hit(worker, slot, parsed, now)
-    {
-        // An earlier packet of this burst has just walked.
-        let entry = worker.flows.entry(slot);
-        return forward(worker, frame, parsed, entry);
+    if is_flow && let Some(slot) = worker.flows.find(hash, &parsed.key) {
+        if let Some(slot) = hit(worker, slot, parsed, now) {
+            // An earlier packet of this burst has just walked.
+            worker.counters.add(Counter::FlowHits, 1);
+            let entry = worker.flows.entry(slot);
+            return forward(worker, frame, parsed, entry);
+        }
+        if worker.flows.entry(slot).generation != worker.generation as u32 {
+            worker.counters.add(Counter::TableWalks, 1);
+        }
     }
+    worker.counters.add(Counter::FlowMisses, 1);
     let start = worker.stages.start();
     let outcome = walk::walk(worker, tables, port, parsed, now, is_flow);
     worker.stages.since(Stage::SlowPath, start);
-    worker.counters.add(Counter::TableWalks, 1);
     match outcome? {
         Outcome::Forward(entry) if is_flow => {
             let slot = worker.flows.insert(entry);

@@ -396,6 +396,10 @@ fn a_changed_table_takes_effect_on_running_flows() {
     world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), Endpoint { port: addr::pod_port(3), mac }));
     let (port, out) = world.send(addr::pod_port(0), &frame).unwrap();
     assert_eq!((port, look(&out).dst_mac), (addr::pod_port(3), mac.0));
+    let counters = &world.worker.counters;
+    let [hits, misses, walks] =
+        [Counter::FlowHits, Counter::FlowMisses, Counter::TableWalks].map(|counter| counters.get(counter));
+    assert_eq!((hits, misses, walks), (0, 2, 1), "one first packet, one walked again");
     world.apply(Op::DelEndpoint(Ip::v4(addr::pod(1))));
     assert_eq!(world.send(addr::pod_port(0), &frame), None);
     assert_eq!(drops(&world, DropReason::NoEndpoint), 1);
@@ -446,6 +450,8 @@ fn one_burst_may_hold_every_kind_of_packet() {
     }
     let sent = world.burst(addr::pod_port(0), &burst);
     assert_eq!(sent.len(), 48);
+    assert_eq!(world.worker.counters.get(Counter::FlowMisses), 2, "a burst walks each new flow once");
+    assert_eq!(world.worker.counters.get(Counter::FlowHits), 30);
     // Order within a flow holds.
     let order: Vec<u8> =
         sent.iter().filter(|(port, _)| *port == addr::pod_port(1)).map(|(_, f)| look(f).payload[0]).collect();
