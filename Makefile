@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test lint bench-engine clean deps
+.PHONY: help build demo demo-down test model lint bench-engine clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -27,6 +27,9 @@ demo-down: ## Take down a demo that was left running
 
 test: deps ## Run everything: static checks, unit, property and end-to-end tests (root)
 	@scripts/run-tests
+
+model: deps ## Check the tables' protocol in every interleaving (loom)
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom $(CARGO) test --release -p fairway-tables --lib
 
 lint: deps ## Run the static checks alone
 	@scripts/lint
