@@ -5,15 +5,18 @@ mod common;
 
 use common::Cluster;
 use fairway_tests::gate;
+use fairway_tests::manifests::ServiceSpec;
 use fairway_tests::pod::client::{Summary, now_us};
 use fairway_tests::pod::udp::UdpSummary;
 use fairway_tests::report::{Figure, Report};
 use fairway_tests::snmp::{self, Counters};
 use serde_json::json;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const DOWNLOAD_BYTES: u64 = 200_000_000;
 const REQUESTS: u64 = 2000;
+const READY: Duration = Duration::from_secs(10);
 
 fn report(case: &str, workers: u8, figures: &[(&str, f64, &str)]) {
     let params = json!({"workers": workers});
@@ -166,5 +169,24 @@ fn edited_manifests_take_effect_within_a_second_and_fail_no_request() {
         report(case, 1, &[("effect", effect_us as f64 / 1000.0, "ms")]);
         assert!(effect_us < 1_000_000, "{case} took {effect_us} us");
     }
+    cluster.stop_and_check_invariants();
+}
+
+#[test]
+fn a_service_made_while_the_engine_runs_is_routed_by_the_node_too() {
+    if !gate::may_run("service") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    let late = Ipv4Addr::new(10, 96, 0, 90);
+    let service = ServiceSpec { name: "late".to_owned(), cluster_ip: late, ..cluster.service.clone() };
+    cluster.testbed.manifests().service(&service).expect("service");
+    let waited = cluster.testbed.wait("the kernel routes the new service to the engine", READY, |testbed| {
+        let routes = testbed.nodes()[0].netns().ip(["route", "show", &late.to_string()]);
+        let routes = routes.map_err(|error| error.to_string())?;
+        if routes.contains("fwhost0") { Ok(()) } else { Err(format!("'{routes}'")) }
+    });
+    waited.unwrap_or_else(|error| panic!("{error}"));
     cluster.stop_and_check_invariants();
 }
