@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test model lint bench-engine clean deps
+.PHONY: help build demo demo-down test test-survival model lint bench-engine clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -30,6 +30,9 @@ test: deps ## Run everything: static checks, unit, property and end-to-end tests
 
 model: deps ## Check the tables' protocol in every interleaving (loom)
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom $(CARGO) test --release -p fairway-tables --lib
+
+test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
+	$(CARGO) test -p fairway-tests --test survival -- --nocapture
 
 lint: deps ## Run the static checks alone
 	@scripts/lint

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Port on which the servers in the pods listen.
 pub const POD_PORT: u16 = 8080;
+/// Port on which they send TCP streams back.
+pub const STREAM_PORT: u16 = 8081;
 const BRIDGE: &str = "br0";
 const LOG_TAIL_LINES: usize = 40;
 
@@ -273,7 +275,8 @@ impl Testbed {
         let Some(pod) = self.pods.iter_mut().find(|pod| pod.id == id) else { return Ok(()) };
         let log = self.dir.join(format!("server-{}.log", pod.name));
         let mut command = pod.netns.command(program);
-        command.args(["serve", "--listen", &format!("0.0.0.0:{POD_PORT}"), "--name", &pod.name]);
+        let (listen, streams) = (format!("0.0.0.0:{POD_PORT}"), format!("0.0.0.0:{STREAM_PORT}"));
+        command.args(["serve", "--listen", &listen, "--streams", &streams, "--name", &pod.name]);
         let name = format!("server in pod {}", pod.name);
         let mut server = Process::spawn(&name, command, &log, !self.options.keep)?;
         let ready = wait_for(&format!("the {name} listens"), Duration::from_secs(10), || {

@@ -1,7 +1,7 @@
 //! `fairway-pod`: server and clients that run inside the pods of the testbed.
 
 use clap::{Parser, Subcommand};
-use fairway_tests::pod::{client, server, udp};
+use fairway_tests::pod::{client, probe, server, stream, udp};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,6 +20,9 @@ enum Command {
         /// Address and port to listen on.
         #[arg(long, default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
+        /// Address and port on which TCP streams are sent back.
+        #[arg(long)]
+        streams: Option<SocketAddr>,
         /// The name that `/` answers with.
         #[arg(long)]
         name: String,
@@ -61,12 +64,49 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         timeout_ms: u64,
     },
+    /// Keep many slow TCP streams to a server open at once, say so when all are, and print as the last line
+    /// what came of them as JSON.
+    Streams {
+        /// Address and port of the server.
+        target: SocketAddr,
+        /// Number of connections.
+        #[arg(long, default_value_t = 200)]
+        count: u64,
+        /// Records that each sends.
+        #[arg(long, default_value_t = 50)]
+        records: u64,
+        /// Size of a record.
+        #[arg(long, default_value_t = 1000)]
+        record_bytes: usize,
+        /// Time from one record to the next.
+        #[arg(long, default_value_t = 100)]
+        interval_ms: u64,
+        /// Longest time for all to be opened, and then for all to end.
+        #[arg(long, default_value_t = 30_000)]
+        timeout_ms: u64,
+    },
+    /// Send numbered UDP datagrams at an even rate to an echo server and print what came back as JSON.
+    Probe {
+        /// Address and port of the server.
+        target: SocketAddr,
+        /// Datagrams a second.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rate_pps: u32,
+        /// How long.
+        #[arg(long, default_value_t = 1000)]
+        duration_ms: u64,
+    },
 }
 
 async fn run(command: Command) -> Result<String, String> {
     let json = |value: serde_json::Result<String>| value.map_err(|e| e.to_string());
     match command {
-        Command::Serve { listen, name } => {
+        Command::Serve { listen, streams, name } => {
+            if let Some(address) = streams {
+                let listener = tokio::net::TcpListener::bind(address);
+                let listener = listener.await.map_err(|e| format!("streams on {address}: {e}"))?;
+                tokio::spawn(stream::serve(listener, name.as_str().into()));
+            }
             server::serve(listen, name).await.map_err(|e| format!("serve on {listen}: {e}"))?;
             Ok(String::new())
         }
@@ -81,6 +121,15 @@ async fn run(command: Command) -> Result<String, String> {
         Command::UdpPing { target, count, size_bytes, timeout_ms } => {
             let summary = udp::ping(target, count, size_bytes, Duration::from_millis(timeout_ms)).await;
             json(serde_json::to_string(&summary.map_err(|e| format!("UDP to {target}: {e}"))?))
+        }
+        Command::Streams { target, count, records, record_bytes, interval_ms, timeout_ms } => {
+            let (interval, timeout) = (Duration::from_millis(interval_ms), Duration::from_millis(timeout_ms));
+            let plan = stream::Plan { target, count, records, record_bytes, interval, timeout };
+            json(serde_json::to_string(&stream::run(plan, || println!("{}", stream::ALL_OPEN)).await?))
+        }
+        Command::Probe { target, rate_pps, duration_ms } => {
+            let summary = probe::run(target, rate_pps, Duration::from_millis(duration_ms)).await;
+            json(serde_json::to_string(&summary.map_err(|e| format!("probe of {target}: {e}"))?))
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What runs inside a pod of the testbed, as the program `fairway-pod`: an HTTP and UDP server whose
-//! answers can be checked to the byte, and a client that checks and measures them.
+//! answers can be checked to the byte, and clients that check and measure them.
 
 pub mod client;
 pub mod pattern;
+pub mod probe;
 pub mod server;
+pub mod stream;
 pub mod udp;
