@@ -11,6 +11,7 @@ use crossbeam_queue::ArrayQueue;
 use fairway_pmd::{Frame, Queue, Umem, spsc};
 use fairway_tables::stats::StatsWriter;
 use fairway_tables::{OpenError, PortId, PortKind, Reader};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
@@ -59,6 +60,8 @@ pub struct Plan<'a> {
 struct Handle {
     thread: JoinHandle<Ended>,
     mailbox: Arc<Mailbox>,
+    /// Commands given so far.
+    told: AtomicU64,
     waker: Waker,
     /// Counts at the start, which may be a former process's.
     baseline: Counters,
@@ -104,8 +107,11 @@ impl Crew {
             let mut state = WorkerState::new(plan.flows, plan.ports, plan.conntrack.clone());
             state.counters = Counters::resume(&stats, plan.ports);
             let baseline = state.counters.clone();
-            let mailbox =
-                Arc::new(Mailbox { commands: ArrayQueue::new(COMMANDS), closed: ArrayQueue::new(COMMANDS) });
+            let mailbox = Arc::new(Mailbox {
+                commands: ArrayQueue::new(COMMANDS),
+                obeyed: AtomicU64::new(0),
+                closed: ArrayQueue::new(COMMANDS),
+            });
             let worker = Worker {
                 id,
                 state,
@@ -134,7 +140,8 @@ impl Crew {
                 .name(format!("fairway-w{id}"))
                 .spawn(pinned)
                 .map_err(system("starting a worker"))?;
-            crew.handles.push(Handle { thread, mailbox, waker: wakers[id].clone(), baseline });
+            let waker = wakers[id].clone();
+            crew.handles.push(Handle { thread, mailbox, told: AtomicU64::new(0), waker, baseline });
         }
         Ok(crew)
     }
@@ -158,10 +165,13 @@ impl Crew {
     /// have none of the port's queues hand its packets to the owner of the first. Returns that owner.
     pub fn open_port(&self, id: PortId, kind: PortKind, queues: Vec<Box<dyn Queue>>) -> usize {
         let first = if kind == PortKind::Pod { id.index() % self.len() } else { 0 };
+        // No queue receives before every worker can send to where its packets may go.
         self.tell_all(|| Command::Know(id, kind));
+        self.settle();
         for (index, queue) in queues.into_iter().enumerate() {
             self.tell((first + index) % self.len(), Command::Open { port: id, kind, queue });
         }
+        self.settle();
         self.owners.set(id, Some(first as u16));
         first
     }
@@ -227,8 +237,22 @@ impl Crew {
         died.map_or(Ok(tally), |id| Err(CrewError::WorkerDied(id)))
     }
 
+    /// Waits until the workers have obeyed every command given so far.
+    pub fn settle(&self) {
+        for handle in &self.handles {
+            while handle.mailbox.obeyed.load(Ordering::Acquire) < handle.told.load(Ordering::Relaxed) {
+                if handle.thread.is_finished() {
+                    break;
+                }
+                handle.waker.wake();
+                std::thread::yield_now();
+            }
+        }
+    }
+
     fn tell(&self, worker: usize, command: Command) {
         let handle = &self.handles[worker];
+        handle.told.fetch_add(1, Ordering::Relaxed);
         let mut command = command;
         // A worker looks into its mailbox in every loop; a full one is emptied in microseconds.
         while let Err(back) = handle.mailbox.commands.push(command) {

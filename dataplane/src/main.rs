@@ -35,10 +35,10 @@ struct Args {
     #[arg(long)]
     no_huge_pages: bool,
     /// Flows per worker at best speed (128 bytes each)
-    #[arg(long, default_value_t = 262_144)]
-    flows: usize,
+    #[arg(long, default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    flows: u32,
     /// Connections that can be tracked (160 bytes each)
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(64..=67_108_864))]
     connections: u32,
 }
 
@@ -71,7 +71,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         },
         frames: args.frames,
         huge_pages: !args.no_huge_pages,
-        flows: args.flows,
+        flows: args.flows as usize,
         connections: args.connections,
     };
     let stop = Arc::new(AtomicBool::new(false));

@@ -16,7 +16,7 @@ use fairway_pmd::spsc::{Receiver, Sender};
 use fairway_pmd::{Burst, Frame, FrameCache, Queue};
 use fairway_tables::stats::{Counter, Stage, WorkerStats};
 use fairway_tables::{DropReason, PortId, PortKind, Reader};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
 /// When a worker may sleep.
@@ -80,6 +80,8 @@ impl Owners {
 pub struct Mailbox {
     /// From the main thread.
     pub commands: ArrayQueue<Command>,
+    /// Commands obeyed so far.
+    pub obeyed: AtomicU64,
     /// To the main thread, which drops them (system calls).
     pub closed: ArrayQueue<Box<dyn Queue>>,
 }
@@ -149,6 +151,8 @@ const SLEEP_MS: i32 = 100;
 const SLEEPERS_EFFORT: u32 = 512;
 /// Counters are committed, and the clock read, once in so many loops.
 const COMMIT_LOOPS: u64 = 64;
+/// One stage's percentiles are worked out once in so many loops.
+const SUMMARY_LOOPS: u64 = 4096;
 /// Housekeeping slices run once in so many loops.
 const HOUSEKEEP_LOOPS: u64 = 8;
 
@@ -313,8 +317,8 @@ impl Worker {
             self.state.counters.add(Counter::Loops, COMMIT_LOOPS);
             self.state.counters.commit(&self.stats);
             // Percentiles cost microseconds: one stage at a time.
-            let stage = Stage::ALL[(run.loops / COMMIT_LOOPS) as usize % Stage::COUNT];
-            if run.loops.is_multiple_of(COMMIT_LOOPS * 64) {
+            if run.loops.is_multiple_of(SUMMARY_LOOPS) {
+                let stage = Stage::ALL[(run.loops / SUMMARY_LOOPS) as usize % Stage::COUNT];
                 self.stats.set_stage(stage, self.state.stages.summary(stage));
             }
         }
@@ -361,6 +365,7 @@ impl Worker {
                 }
                 Command::Stop => return true,
             }
+            self.mailbox.obeyed.fetch_add(1, Ordering::Release);
         }
         false
     }

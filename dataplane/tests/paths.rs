@@ -2,6 +2,7 @@
 //! checksums, headers; and invariants I1 and I2 at the end of every test.
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use fairway_dataplane::conntrack::State;
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::{icmp, proto, tcp_flags};
 use fairway_tables::stats::Counter;
@@ -156,12 +157,13 @@ fn a_service_is_translated_both_ways_and_keeps_its_backend() {
             assert_eq!((seen.src, seen.sport, seen.dst, seen.dport), (VIP, 80, addr::pod(0), 40000));
         }
 
-        // I6: the backend leaves the service; the connection stays with it, a new one does not go there.
+        // I6: the backend leaves the service; an established TCP connection stays with it, a UDP conversation
+        // and new connections do not go there.
         let rest: Vec<_> = backends.iter().copied().filter(|b| b.0 != addr::remote_pod(n, 7)).collect();
         world.set_service(VIP, 80, protocol, 1, &rest);
         let ack = make(&addr::from_pod(0, VIP), 40000, 80, tcp_flags::ACK);
         let (_, out) = world.send(addr::pod_port(0), &ack).unwrap();
-        assert_eq!(look(&out).dst, addr::node(n));
+        assert_eq!(look(&out).dst == addr::node(n), protocol == proto::TCP);
         for sport in 41000..41050 {
             let syn = make(&addr::from_pod(0, VIP), sport, 80, tcp_flags::SYN);
             let (_, out) = world.send(addr::pod_port(0), &syn).unwrap();
@@ -422,6 +424,106 @@ fn connections_end_when_their_time_is_over_and_a_syn_reuses_a_closed_one() {
     world.worker.housekeep(world.now, 16);
     assert_eq!(world.worker.conntrack.summary().used, 0);
     assert!(world.worker.counters.get(Counter::ConntrackExpired) == 1);
+    world.finish();
+}
+
+/// A handshake and data within one tick of the clock, all hits but the first packets.
+#[test]
+fn an_established_connection_outlives_an_hour_of_silence() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::pod(1), 8080)]);
+    let there = |flags| addr::from_pod(0, VIP).tcp(40000, 80, flags, b"");
+    let back = |flags| addr::from_pod(1, addr::pod(0)).tcp(8080, 40000, flags, b"");
+    let (client, server) = (addr::pod_port(0), addr::pod_port(1));
+    let state = |world: &World| world.worker.conntrack.iter().next().map(|connection| connection.state);
+    assert!(world.send(client, &there(tcp_flags::SYN)).is_some());
+    assert!(world.send(server, &back(tcp_flags::SYN | tcp_flags::ACK)).is_some());
+    for _ in 0..3 {
+        assert!(world.send(client, &there(tcp_flags::ACK)).is_some());
+        assert!(world.send(server, &back(tcp_flags::ACK)).is_some());
+    }
+    assert_eq!(state(&world), Some(State::Established));
+    world.now.seconds += 3600;
+    world.worker.housekeep(world.now, 1024);
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::pod(2), 8080)]);
+    let (port, _) = world.send(client, &there(tcp_flags::ACK)).unwrap();
+    assert_eq!(port, server, "the connection keeps its backend");
+
+    // Both sides close, each by packets that hit their flow; a repeated FIN is not the other side's.
+    assert!(world.send(server, &back(tcp_flags::ACK)).is_some());
+    for _ in 0..2 {
+        assert!(world.send(server, &back(tcp_flags::FIN | tcp_flags::ACK)).is_some());
+        assert_eq!(state(&world), Some(State::FinWait));
+    }
+    assert!(world.send(client, &there(tcp_flags::FIN | tcp_flags::ACK)).is_some());
+    assert_eq!(state(&world), Some(State::TimeWait));
+    world.finish();
+}
+
+#[test]
+fn a_busy_flow_outlives_its_timeout() {
+    let mut world = World::new(WorldConfig::default());
+    let frame = addr::from_pod(0, addr::pod(1)).udp(1, 2, b"");
+    for _ in 0..20 {
+        assert!(world.send(addr::pod_port(0), &frame).is_some());
+        world.now.seconds += 10;
+        world.worker.housekeep(world.now, 1024);
+        assert_eq!(world.worker.conntrack.summary().used, 1);
+    }
+    world.now.seconds += 31;
+    world.worker.housekeep(world.now, 1024);
+    assert_eq!(world.worker.conntrack.summary().used, 0);
+    world.finish();
+}
+
+#[test]
+fn a_reset_that_belongs_to_nothing_leaves_nothing_behind() {
+    let mut world = World::new(WorldConfig::default());
+    let reset = addr::from_pod(1, addr::pod(0)).tcp(8080, 40000, tcp_flags::RST, b"");
+    assert_eq!(world.send(addr::pod_port(1), &reset), None);
+    assert_eq!(drops(&world, DropReason::StrayReset), 1);
+    assert_eq!(world.worker.conntrack.summary().used, 0);
+    world.finish();
+}
+
+/// A client's port that a finished connection through a service used is free for a direct one.
+#[test]
+fn a_finished_connection_does_not_stand_in_the_way_of_another() {
+    let mut world = World::new(WorldConfig::default());
+    world.set_service(VIP, 80, proto::TCP, 1, &[(addr::pod(1), 8080)]);
+    let syn = addr::from_pod(0, VIP).tcp(40000, 80, tcp_flags::SYN, b"");
+    let direct = addr::from_pod(0, addr::pod(1)).tcp(40000, 8080, tcp_flags::SYN, b"");
+    let reset = addr::from_pod(1, addr::pod(0)).tcp(8080, 40000, tcp_flags::RST, b"");
+    assert!(world.send(addr::pod_port(0), &syn).is_some());
+    assert_eq!(world.send(addr::pod_port(0), &direct), None);
+    assert_eq!(drops(&world, DropReason::TupleClash), 1, "replies could not be told apart");
+    assert!(world.send(addr::pod_port(1), &reset).is_some());
+    assert!(world.send(addr::pod_port(0), &direct).is_some());
+    world.finish();
+}
+
+#[test]
+fn a_host_that_sends_as_a_pod_is_refused() {
+    let mut world = World::new(WorldConfig::default());
+    let headers = packet::Headers { src_mac: addr::HOST_MAC, ..addr::from_pod(0, addr::pod(1)) };
+    assert_eq!(world.send(addr::HOST, &headers.udp(1, 2, b"")), None);
+    assert_eq!(drops(&world, DropReason::SpoofedSource), 1);
+    world.finish();
+}
+
+/// RFC 7348 section 5: the source port varies by inner flow, and stays with it.
+#[test]
+fn the_entropy_port_stays_with_a_flow_and_differs_between_flows() {
+    let mut world = World::new(WorldConfig::default());
+    let mut seen = std::collections::BTreeSet::new();
+    for sport in 0..64 {
+        let frame = addr::from_pod(0, addr::remote_pod(0, 9)).udp(sport, 2, b"");
+        let ports: Vec<u16> =
+            (0..3).map(|_| look(&world.send(addr::pod_port(0), &frame).unwrap().1).sport).collect();
+        assert!(ports.iter().all(|port| *port == ports[0]));
+        seen.insert(ports[0]);
+    }
+    assert!(seen.len() > 50, "{} ports for 64 flows", seen.len());
     world.finish();
 }
 

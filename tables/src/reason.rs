@@ -63,7 +63,7 @@ reasons! {
     WrongVni = "wrong-vni",
     /// An encapsulated packet from an address that is no known node.
     UnknownVtep = "unknown-vtep",
-    /// A TCP reset to a service that belongs to no connection.
+    /// A TCP reset that belongs to no connection.
     StrayReset = "stray-reset",
     /// The connection table has no room.
     ConntrackFull = "conntrack-full",

@@ -61,8 +61,9 @@ pub enum InsertError {
     Full,
     /// Another worker inserted the same connection just before.
     Exists(Found),
-    /// Another connection's packets come back with the tuple that this one's would.
-    Clash,
+    /// Another connection's packets come back with the tuple that this one's would; `None` if it is this
+    /// very connection's own first tuple.
+    Clash(Option<Found>),
 }
 
 /// How full the table is.
@@ -297,15 +298,15 @@ impl Inner {
         now_s: u32,
     ) -> Result<ConnRef, InsertError> {
         if tuples[0] == tuples[1] {
-            return Err(InsertError::Clash);
+            return Err(InsertError::Clash(None));
         }
         let chains = [self.chain(&tuples[0]), self.chain(&tuples[1])];
         let _locked = self.lock(chains);
         if let Some(found) = self.lookup(chains[0], &tuples[0]) {
             return Err(InsertError::Exists(found));
         }
-        if self.lookup(chains[1], &tuples[1]).is_some() {
-            return Err(InsertError::Clash);
+        if let Some(found) = self.lookup(chains[1], &tuples[1]) {
+            return Err(InsertError::Clash(Some(found)));
         }
         let Some(index) = self.free.pop() else { return Err(InsertError::Full) };
         // Before anything is written there: a process that dies here leaves a place that is looked at.

@@ -52,6 +52,8 @@ const FIN_FROM_REPLY: u32 = 1 << 8;
 pub(super) fn initial(protocol: u8, flags: u8) -> u32 {
     let state = if protocol != proto::TCP || flags & tcp_flags::SYN != 0 {
         State::New
+    } else if flags & tcp_flags::FIN != 0 {
+        State::FinWait
     } else {
         // Begun before we looked: picked up in the middle, as the kernel does (nf_conntrack_tcp_loose).
         State::Established
@@ -187,6 +189,12 @@ mod tests {
     #[test]
     fn a_connection_begun_before_we_looked_is_established() {
         assert_eq!(run(&[(Original, ACK)]), State::Established);
+    }
+
+    #[test]
+    fn a_connection_first_seen_at_its_end_does_not_last() {
+        assert_eq!(run(&[(Original, FIN | ACK)]), State::FinWait);
+        assert_eq!(run(&[(Original, FIN | ACK), (Reply, FIN | ACK)]), State::TimeWait);
     }
 
     #[test]

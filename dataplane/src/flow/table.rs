@@ -107,7 +107,8 @@ impl FlowTable {
         }
         let mut gap = slot;
         let mut next = slot + 1;
-        while next < self.slots.len() && !self.slots[next].is_empty() {
+        // An entry lies less than a window behind its home, so further ones cannot belong into the gap.
+        while next < self.slots.len() && next - gap < WINDOW && !self.slots[next].is_empty() {
             let home = self.slots[next].key.hash(self.seed) as usize & self.mask;
             if home <= gap {
                 self.slots[gap] = self.slots[next];

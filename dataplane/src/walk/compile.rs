@@ -7,7 +7,7 @@ use crate::conntrack::{Direction, Tuple};
 use crate::flow::FlowEntry;
 use crate::parse::Parsed;
 use crate::state::WorkerState;
-use crate::wire::{checksum, ports_to_raw, vxlan};
+use crate::wire::{checksum, ports_to_raw, proto, vxlan};
 use fairway_tables::{DropReason, Ip};
 
 pub(super) fn compile(
@@ -58,7 +58,8 @@ pub(super) fn compile(
         flags,
         conn,
         conn_generation,
-        touched: now.tick(),
+        // A TCP flow's next packet is told to the connection table too: it may complete the handshake.
+        touched: now.tick().wrapping_sub(u32::from(parsed.key.proto() == proto::TCP)),
     })
 }
 

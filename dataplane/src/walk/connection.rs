@@ -8,7 +8,7 @@ use crate::parse::Parsed;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, View};
+use fairway_tables::{DropReason, ServiceView, View};
 
 /// How many backends are tried when a tuple clashes.
 const ATTEMPTS: usize = 4;
@@ -37,13 +37,33 @@ pub(super) fn find_or_begin(
 ) -> Result<Bound, DropReason> {
     let tuple = Tuple::of(&parsed.key);
     if let Some(found) = worker.conntrack.lookup(&tuple) {
-        let opens = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-        if !(opens && found.state.may_be_reused()) {
+        let reused = opens(parsed) && found.state.may_be_reused();
+        if !reused && !lost_its_backend(tables, &found, &tuple, parsed) {
             return Ok(known(worker, &found, tuple, parsed, now));
         }
         worker.conntrack.remove(found.conn);
     }
     begin(worker, tables, tuple, parsed, now)
+}
+
+fn opens(parsed: &Parsed) -> bool {
+    parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// Whether a conversation that has no end of its own, or a TCP connection that has hardly begun, goes to a
+/// backend that its service does not have any more. Such a one is bound anew, as kube-proxy does by deleting
+/// UDP entries of removed endpoints; an established TCP connection is not (I6).
+fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, parsed: &Parsed) -> bool {
+    if found.direction == Direction::Reply || (tuple.proto == proto::TCP && !opens(parsed)) {
+        return false;
+    }
+    let leaves = found.translated();
+    let listed = |service: ServiceView<'_>| {
+        (0..service.len())
+            .filter_map(|index| service.backend(index))
+            .any(|backend| backend.ip == leaves.dst && backend.port == leaves.dport)
+    };
+    leaves != *tuple && service::find(tables, tuple).is_some_and(|service| !listed(service))
 }
 
 fn known(worker: &WorkerState, found: &Found, tuple: Tuple, parsed: &Parsed, now: Now) -> Bound {
@@ -59,7 +79,7 @@ fn begin(
     now: Now,
 ) -> Result<Bound, DropReason> {
     let service = service::find(tables, &tuple);
-    if service.is_some() && tuple.proto == proto::TCP && parsed.tcp_flags & tcp_flags::RST != 0 {
+    if tuple.proto == proto::TCP && parsed.tcp_flags & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
     }
     let id = service.as_ref().map(|service| service.service().id);
@@ -69,7 +89,18 @@ fn begin(
             Some(service) => service::choose(worker, service, &tuple, &mut first, attempt)?,
             None => tuple,
         };
-        let inserted = worker.conntrack.insert(&tuple, &leaves.reversed(), parsed.tcp_flags, id, now.seconds);
+        let back = leaves.reversed();
+        let insert =
+            |worker: &WorkerState| worker.conntrack.insert(&tuple, &back, parsed.tcp_flags, id, now.seconds);
+        let mut inserted = insert(worker);
+        if let Err(InsertError::Clash(Some(other))) = &inserted
+            && opens(parsed)
+            && other.state.may_be_reused()
+        {
+            // The other connection is over; its tuple is free to be used again.
+            worker.conntrack.remove(other.conn);
+            inserted = insert(worker);
+        }
         match inserted {
             Ok(conn) => {
                 worker.counters.add(Counter::ConntrackNew, 1);
@@ -77,8 +108,8 @@ fn begin(
             }
             Err(InsertError::Exists(found)) => return Ok(known(worker, &found, tuple, parsed, now)),
             Err(InsertError::Full) => return Err(DropReason::ConntrackFull),
-            Err(InsertError::Clash) if service.is_some() => {}
-            Err(InsertError::Clash) => break,
+            Err(InsertError::Clash(_)) if service.is_some() => {}
+            Err(InsertError::Clash(_)) => break,
         }
     }
     Err(DropReason::TupleClash)
