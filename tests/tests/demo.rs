@@ -148,6 +148,28 @@ fn an_interrupted_demo_leaves_nothing() {
 }
 
 #[test]
+fn a_killed_demo_leaves_no_process_and_the_next_run_sweeps_the_rest() {
+    if !gate::may_run("demo") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut demo = Demo::start(&[]);
+    let name = demo.name();
+    demo.read_until("✓ start");
+    let namespaces: Vec<String> = netns::existing().into_iter().filter(|n| n.starts_with(&name)).collect();
+    assert!(namespaces.iter().any(|n| !netns::pids(n).is_empty()));
+    demo.signal("-KILL");
+    demo.finish();
+    let end = Instant::now() + Duration::from_secs(10);
+    while namespaces.iter().any(|n| !netns::pids(n).is_empty()) {
+        assert!(Instant::now() < end, "processes outlive the demo that was killed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    netns::sweep();
+    assert_eq!(leftovers(&name), Vec::<String>::new());
+}
+
+#[test]
 fn a_step_that_fails_fails_the_demo_and_leaves_nothing() {
     if !gate::may_run("demo") {
         return;

@@ -1,13 +1,10 @@
 //! The testbed itself, without Fairway: the wire carries, nothing but the engine forwards, and nothing
-//! is left behind however a run ends.
+//! is left behind when a run ends or panics. tests/demo.rs has the harder endings.
 
 use fairway_tests::pod::client::Summary;
 use fairway_tests::{Options, Testbed, gate, netns, ping};
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-const HELPER: &str = "helper_that_is_killed_by_another_test";
+use std::time::Duration;
 
 fn ours(prefix: &str) -> Vec<String> {
     netns::existing().into_iter().filter(|n| n.starts_with(prefix)).collect()
@@ -68,57 +65,4 @@ fn a_panic_leaves_nothing_behind() {
     assert!(!name.is_empty());
     assert_eq!(ours(&name), Vec::<String>::new());
     assert_eq!(processes_with(&name), Vec::<String>::new());
-}
-
-/// Not a test of its own: builds a testbed, says its name, and waits to be killed.
-#[test]
-#[ignore = "run by a_killed_run_leaves_no_process_and_is_swept_by_the_next"]
-fn helper_that_is_killed_by_another_test() {
-    let Some(path) = std::env::var_os("FAIRWAY_HELPER_FILE") else { return };
-    let mut testbed = Testbed::new(Options::default()).expect("testbed");
-    let web = testbed.add_pod(0, "default", "web", Ipv4Addr::new(10, 244, 1, 10)).expect("pod");
-    testbed.start_server(web).expect("server");
-    std::fs::write(path, testbed.name()).expect("write the name");
-    std::thread::sleep(Duration::from_secs(60));
-}
-
-#[test]
-fn a_killed_run_leaves_no_process_and_is_swept_by_the_next() {
-    if !gate::may_run("testbed") {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("tempdir");
-    let file = dir.path().join("name");
-    let mut helper = Command::new(std::env::current_exe().expect("exe"))
-        .args(["--exact", HELPER, "--ignored"])
-        .env("FAIRWAY_HELPER_FILE", &file)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("helper");
-    let end = Instant::now() + Duration::from_secs(20);
-    let name = loop {
-        match std::fs::read_to_string(&file) {
-            Ok(name) if !name.is_empty() => break name,
-            _ if Instant::now() > end => panic!("the helper does not come up"),
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
-    };
-    assert!(!ours(&name).is_empty());
-    assert!(
-        !processes_with(&format!("{name}-default-web")).is_empty()
-            || !processes_with("--name web").is_empty()
-    );
-    helper.kill().expect("kill");
-    helper.wait().expect("wait");
-
-    let end = Instant::now() + Duration::from_secs(10);
-    while ours(&name).iter().any(|n| !netns::pids(n).is_empty()) {
-        assert!(Instant::now() < end, "processes outlive the run that was killed");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    // A test running beside this one may have swept already; either way nothing stays.
-    netns::sweep();
-    assert_eq!(ours(&name), Vec::<String>::new());
-    assert!(!std::env::temp_dir().join(&name).exists());
 }
