@@ -1,7 +1,7 @@
 //! From Kubernetes objects to [`crate::object`]: every field that Fairway uses is checked here, once, and
 //! an error names the field and says what to write instead.
 
-use crate::object::{EndpointSlice, Node, Object, Pod, Service, ServicePort, SlicePort};
+use crate::object::{EndpointSlice, Node, Object, Pod, Service, ServicePort, SliceEndpoint, SlicePort};
 use fairway_tables::{Ip, Prefix};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -71,6 +71,9 @@ pub enum Problem {
     /// An affinity timeout out of range.
     #[error("{0} is not a session affinity timeout; use 1 to 86400 seconds")]
     BadTimeout(i32),
+    /// An unknown traffic policy.
+    #[error("'{0}' is not a traffic policy; use Cluster or Local")]
+    BadTrafficPolicy(String),
     /// An unknown session affinity.
     #[error("'{0}' is not a session affinity; use None or ClientIP")]
     BadAffinity(String),
@@ -160,7 +163,8 @@ pub fn node(node: &v1::Node) -> Checked<Object> {
     if internal_ips.is_empty() {
         return fail("status.addresses", Problem::NoInternalIp);
     }
-    Ok(Object::Node(Node { name, pod_cidrs, internal_ips }))
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
+    Ok(Object::Node(Node { name, pod_cidrs, internal_ips, zone: zone.cloned().unwrap_or_default() }))
 }
 
 /// Checks a Namespace.
@@ -214,22 +218,37 @@ pub fn service(service: &v1::Service) -> Checked<Object> {
             return fail("spec.clusterIP", Problem::NoClusterIp);
         }
     }
-    let affinity_timeout_s = match spec.session_affinity.as_deref() {
-        None | Some("" | "None") => 0,
+    let internal_local = is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?;
+    let affinity_timeout_s = affinity(spec)?;
+    Ok(Object::Service(Service { namespace, name, cluster_ips, ports, affinity_timeout_s, internal_local }))
+}
+
+/// Reads a traffic policy; the API's default is Cluster.
+fn is_local(field: &str, policy: Option<&str>) -> Checked<bool> {
+    match policy {
+        None | Some("" | "Cluster") => Ok(false),
+        Some("Local") => Ok(true),
+        Some(other) => fail(field, Problem::BadTrafficPolicy(other.to_owned())),
+    }
+}
+
+/// Seconds of session affinity; 0 for none.
+fn affinity(spec: &v1::ServiceSpec) -> Checked<u32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => Ok(0),
         Some("ClientIP") => {
             let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
             match config.and_then(|c| c.timeout_seconds) {
-                None => 10_800, // the API's default, three hours
-                Some(seconds @ 1..=86_400) => seconds as u32,
+                None => Ok(10_800), // the API's default, three hours
+                Some(seconds @ 1..=86_400) => Ok(seconds as u32),
                 Some(other) => {
                     let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-                    return fail(field, Problem::BadTimeout(other));
+                    fail(field, Problem::BadTimeout(other))
                 }
             }
         }
-        Some(other) => return fail("spec.sessionAffinity", Problem::BadAffinity(other.to_owned())),
-    };
-    Ok(Object::Service(Service { namespace, name, cluster_ips, ports, affinity_timeout_s }))
+        Some(other) => fail("spec.sessionAffinity", Problem::BadAffinity(other.to_owned())),
+    }
 }
 
 fn service_ports(spec: &v1::ServiceSpec) -> Checked<Vec<ServicePort>> {
@@ -257,7 +276,7 @@ pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Checked<Object> {
     let labels = slice.metadata.labels.as_ref();
     let service = labels.and_then(|l| l.get("kubernetes.io/service-name")).cloned().unwrap_or_default();
     let is_v4 = slice.address_type == "IPv4";
-    let mut out = EndpointSlice { namespace, name, service, is_v4, ports: Vec::new(), ready: Vec::new() };
+    let mut out = EndpointSlice { namespace, name, service, is_v4, ports: Vec::new(), endpoints: Vec::new() };
     match slice.address_type.as_str() {
         "IPv4" | "IPv6" => {}
         // Domain names are no backends of a cluster address.
@@ -279,11 +298,24 @@ pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Checked<Object> {
                 let expected = if is_v4 { "IPv4" } else { "IPv6" };
                 return fail(field, Problem::WrongFamily { ip: addr, expected });
             }
-            let ready = endpoint.conditions.as_ref().and_then(|c| c.ready) != Some(false);
-            if ready && j == 0 {
-                out.ready.push(addr);
+            if j == 0 {
+                out.endpoints.push(slice_endpoint(addr, endpoint));
             }
         }
     }
     Ok(Object::EndpointSlice(out))
+}
+
+fn slice_endpoint(ip: Ip, endpoint: &discovery::Endpoint) -> SliceEndpoint {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    let hints = endpoint.hints.clone().unwrap_or_default();
+    SliceEndpoint {
+        ip,
+        ready: conditions.ready != Some(false),
+        serving: conditions.serving != Some(false),
+        terminating: conditions.terminating == Some(true),
+        node: endpoint.node_name.clone().unwrap_or_default().into(),
+        for_nodes: hints.for_nodes.into_iter().flatten().map(|node| node.name.into()).collect(),
+        for_zones: hints.for_zones.into_iter().flatten().map(|zone| zone.name.into()).collect(),
+    }
 }

@@ -15,3 +15,4 @@ pub mod model;
 pub mod names;
 pub mod object;
 pub mod publisher;
+pub mod selection;

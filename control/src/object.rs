@@ -56,6 +56,8 @@ pub struct Node {
     pub pod_cidrs: Vec<Prefix>,
     /// `status.addresses` of type InternalIP; at least one, the first is the VTEP.
     pub internal_ips: Vec<Ip>,
+    /// Label `topology.kubernetes.io/zone`; empty if it has none.
+    pub zone: String,
 }
 
 /// A pod, wherever it runs.
@@ -106,6 +108,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`; 0 without session affinity.
     pub affinity_timeout_s: u32,
+    /// `spec.internalTrafficPolicy` is Local.
+    pub internal_local: bool,
 }
 
 /// One entry of an EndpointSlice's `ports`.
@@ -117,6 +121,40 @@ pub struct SlicePort {
     pub port: u16,
     /// IP protocol number.
     pub proto: u8,
+}
+
+/// One entry of an EndpointSlice's `endpoints`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SliceEndpoint {
+    /// The first of `addresses`; the API says that further ones are interchangeable with it.
+    pub ip: Ip,
+    /// `conditions.ready`; true where it is not given.
+    pub ready: bool,
+    /// `conditions.serving`; true where it is not given.
+    pub serving: bool,
+    /// `conditions.terminating`; false where it is not given.
+    pub terminating: bool,
+    /// `nodeName`; empty where it is not given.
+    pub node: Box<str>,
+    /// `hints.forNodes[].name`.
+    pub for_nodes: Box<[Box<str>]>,
+    /// `hints.forZones[].name`.
+    pub for_zones: Box<[Box<str>]>,
+}
+
+impl SliceEndpoint {
+    /// A ready endpoint, of which nothing else is known.
+    pub fn ready(ip: Ip) -> SliceEndpoint {
+        SliceEndpoint {
+            ip,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: Box::default(),
+            for_nodes: Box::default(),
+            for_zones: Box::default(),
+        }
+    }
 }
 
 /// Endpoints of a service, of one address family.
@@ -132,9 +170,8 @@ pub struct EndpointSlice {
     pub is_v4: bool,
     /// `ports` that have a number.
     pub ports: Vec<SlicePort>,
-    /// The first address of every endpoint whose `conditions.ready` is not false; the API says endpoints'
-    /// further addresses are interchangeable with the first.
-    pub ready: Vec<Ip>,
+    /// `endpoints` with an address.
+    pub endpoints: Vec<SliceEndpoint>,
 }
 
 /// An object of any kind.

@@ -5,7 +5,7 @@ use fairway_control::index::{Config, Event, Index, KernelEvent, Link, RouteVia, 
 use fairway_control::model::{Key, Model, Value, apply};
 use fairway_control::names;
 use fairway_control::object::{
-    EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service, ServicePort, SlicePort,
+    EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service, ServicePort, SliceEndpoint, SlicePort,
 };
 use fairway_tables::{Ip, Mac, Prefix};
 use proptest::prelude::*;
@@ -18,16 +18,20 @@ fn prefix(a: u8, len: u8) -> Prefix {
     Prefix::new(Ip::v4([10, 244, a, 0]), len).unwrap()
 }
 
+fn zone() -> impl Strategy<Value = String> {
+    prop_oneof![Just(String::new()), Just("a".to_owned()), Just("b".to_owned())]
+}
+
 fn node() -> impl Strategy<Value = Object> {
-    (0u8..4, 0u8..5, 1u8..5, prop_oneof![Just(24u8), Just(23)], any::<bool>()).prop_map(
-        |(n, cidr, host, len, v6)| {
+    (0u8..4, 0u8..5, 1u8..5, prop_oneof![Just(24u8), Just(23)], any::<bool>(), zone()).prop_map(
+        |(n, cidr, host, len, v6, zone)| {
             let mut internal_ips = vec![Ip::v4([192, 0, 2, host])];
             let mut pod_cidrs = vec![prefix(cidr, len)];
             if v6 {
                 internal_ips.push("fd00::1".parse::<std::net::IpAddr>().unwrap().into());
                 pod_cidrs.push("fd00:1::/64".parse().unwrap());
             }
-            Object::Node(Node { name: format!("n{n}"), pod_cidrs, internal_ips })
+            Object::Node(Node { name: format!("n{n}"), pod_cidrs, internal_ips, zone })
         },
     )
 }
@@ -49,24 +53,42 @@ fn pod() -> impl Strategy<Value = Object> {
 
 fn service() -> impl Strategy<Value = Object> {
     let ports = proptest::collection::btree_map(80u16..83, prop_oneof![Just(6u8), Just(17)], 0..3);
-    (0u8..3, proptest::collection::vec(1u8..4, 0..3), ports, 0u32..2).prop_map(|(s, ips, ports, affinity)| {
-        Object::Service(Service {
-            namespace: "default".into(),
-            name: format!("s{s}"),
-            cluster_ips: ips.into_iter().map(|i| Ip::v4([10, 96, 0, i])).collect(),
-            ports: ports
-                .into_iter()
-                .map(|(port, proto)| ServicePort { name: format!("p{}", port % 2), port, proto })
-                .collect(),
-            affinity_timeout_s: affinity,
-        })
+    (0u8..3, proptest::collection::vec(1u8..4, 0..3), ports, 0u32..2, any::<bool>()).prop_map(
+        |(s, ips, ports, affinity, internal_local)| {
+            Object::Service(Service {
+                namespace: "default".into(),
+                name: format!("s{s}"),
+                cluster_ips: ips.into_iter().map(|i| Ip::v4([10, 96, 0, i])).collect(),
+                ports: ports
+                    .into_iter()
+                    .map(|(port, proto)| ServicePort { name: format!("p{}", port % 2), port, proto })
+                    .collect(),
+                affinity_timeout_s: affinity,
+                internal_local,
+            })
+        },
+    )
+}
+
+fn slice_endpoint() -> impl Strategy<Value = SliceEndpoint> {
+    let hints = || proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("n0")], 0..2);
+    (1u8..6, any::<[bool; 3]>(), 0u8..2, hints(), hints()).prop_map(|(i, conditions, node, nodes, zones)| {
+        SliceEndpoint {
+            ready: conditions[0],
+            serving: conditions[1],
+            terminating: conditions[2],
+            node: format!("n{node}").into(),
+            for_nodes: nodes.into_iter().map(Box::from).collect(),
+            for_zones: zones.into_iter().map(Box::from).collect(),
+            ..SliceEndpoint::ready(Ip::v4([10, 244, 0, i]))
+        }
     })
 }
 
 fn slice() -> impl Strategy<Value = Object> {
     let ports = proptest::collection::vec((0u8..2, 8080u16..8082, prop_oneof![Just(6u8), Just(17)]), 0..3);
-    (0u8..4, 0u8..4, any::<bool>(), ports, proptest::collection::vec(1u8..6, 0..4)).prop_map(
-        |(name, s, is_v4, ports, ready)| {
+    (0u8..4, 0u8..4, any::<bool>(), ports, proptest::collection::vec(slice_endpoint(), 0..4)).prop_map(
+        |(name, s, is_v4, ports, endpoints)| {
             Object::EndpointSlice(EndpointSlice {
                 namespace: "default".into(),
                 name: format!("e{name}"),
@@ -76,7 +98,7 @@ fn slice() -> impl Strategy<Value = Object> {
                     .into_iter()
                     .map(|(n, port, proto)| SlicePort { name: format!("p{n}"), port, proto })
                     .collect(),
-                ready: ready.into_iter().map(|i| Ip::v4([10, 244, 0, i])).collect(),
+                endpoints,
             })
         },
     )

@@ -4,10 +4,12 @@
 use super::{Index, Source};
 use crate::model::{Key, Value};
 use crate::names;
-use crate::object::{EndpointSlice, Node, Pod, Service, ServicePort};
+use crate::object::{EndpointSlice, Node, Pod, Service, ServicePort, SliceEndpoint};
+use crate::selection::{self, Candidate, Hint, Policies};
 use fairway_tables as tables;
 use fairway_tables::{Backend, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix, ServiceKey};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// The uplink's port.
 pub const UPLINK_PORT: PortId = PortId(0);
@@ -175,7 +177,7 @@ impl Index {
         pod.node == self.config.node && pod.has_network()
     }
 
-    /// A service: one record per address and port, with the ready endpoints of its slices.
+    /// A service: one record per address and port, with the endpoints of its slices that this node uses.
     fn compile_service(&mut self, key: &(String, String)) -> Contribution {
         let mut out = Contribution::new();
         let Some(service) = self.services.get(key) else { return out };
@@ -185,10 +187,13 @@ impl Index {
             .flatten()
             .filter_map(|name| self.slices.get(&(key.0.clone(), name.clone())))
             .collect();
+        let zone = self.nodes.get(&self.config.node).map_or("", |node| node.zone.as_str());
+        let here = Here { node: &self.config.node, zone };
         for (table_key, port) in service_keys(service) {
             let Some(id) = self.service_ids.claim(&table_key) else { continue };
             let record = tables::Service { id, flags: 0, affinity_timeout_s: service.affinity_timeout_s };
-            let backends = backends(&slices, port, table_key.ip.is_v4());
+            let policies = Policies { internal_local: service.internal_local, ..Policies::default() };
+            let backends = backends(&slices, port, table_key.ip.is_v4(), here, policies);
             out.insert(Key::Service(table_key), Value::Service(record, backends));
         }
         out
@@ -208,16 +213,56 @@ fn service_keys(service: &Service) -> impl Iterator<Item = (ServiceKey, &Service
         .flat_map(|ip| service.ports.iter().map(|port| (ServiceKey::new(*ip, port.port, port.proto), port)))
 }
 
-/// The ready endpoints for one service port: slices of the address family, the slice port of the same
-/// name and protocol; sorted, without repeats.
-fn backends(slices: &[&EndpointSlice], port: &ServicePort, is_v4: bool) -> Vec<Backend> {
-    let mut out = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
-        for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
-            out.extend(slice.ready.iter().map(|ip| Backend { ip: *ip, port: target.port, flags: 0 }));
+/// Where endpoints are seen from.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    node: &'a str,
+    zone: &'a str,
+}
+
+impl Here<'_> {
+    fn sees(&self, endpoint: &SliceEndpoint) -> Candidate {
+        Candidate {
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            local: &*endpoint.node == self.node,
+            node_hint: Hint::seen(&endpoint.for_nodes, self.node),
+            zone_hint: Hint::seen(&endpoint.for_zones, self.zone),
         }
     }
-    out.sort_unstable();
-    out.dedup();
-    out
+}
+
+/// The endpoints that answer one port of a cluster address: of slices of the address family and ports of the same
+/// name and protocol, those that this node uses; sorted, without repeats.
+fn backends(
+    slices: &[&EndpointSlice],
+    port: &ServicePort,
+    is_v4: bool,
+    here: Here<'_>,
+    policies: Policies,
+) -> Vec<Backend> {
+    let mut seen = BTreeMap::new();
+    for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
+        for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
+            for endpoint in &slice.endpoints {
+                let backend = Backend { ip: endpoint.ip, port: target.port, flags: 0 };
+                let candidate = here.sees(endpoint);
+                // An endpoint on its way from one slice to another is in both for a moment.
+                match seen.entry(backend) {
+                    Entry::Vacant(place) => {
+                        place.insert(candidate);
+                    }
+                    Entry::Occupied(mut place) if candidate.local => {
+                        place.insert(candidate);
+                    }
+                    Entry::Occupied(_) => {}
+                }
+            }
+        }
+    }
+    let (backends, candidates): (Vec<Backend>, Vec<Candidate>) = seen.into_iter().unzip();
+    let selection = selection::select(&candidates, policies);
+    let chosen = if policies.internal_local { selection.local } else { selection.cluster };
+    chosen.into_iter().map(|place| backends[place]).collect()
 }

@@ -162,7 +162,11 @@ impl Index {
         match object {
             Object::Node(node) => {
                 let name = node.name.clone();
-                self.nodes.insert(name.clone(), node);
+                let zone = node.zone.clone();
+                let old = self.nodes.insert(name.clone(), node);
+                if name == self.config.node && old.map(|old| old.zone).unwrap_or_default() != zone {
+                    self.zone_touched(dirty);
+                }
                 self.node_touched(&name, dirty);
             }
             Object::Namespace(name) => {
@@ -200,7 +204,10 @@ impl Index {
         let name = (key.namespace.clone(), key.name.clone());
         match key.kind {
             Kind::Node => {
-                self.nodes.remove(&key.name);
+                let old = self.nodes.remove(&key.name);
+                if key.name == self.config.node && old.is_some_and(|old| !old.zone.is_empty()) {
+                    self.zone_touched(dirty);
+                }
                 self.node_touched(&key.name, dirty);
             }
             Kind::Namespace => {
@@ -270,6 +277,13 @@ impl Index {
             self.uplink = self.find_uplink();
             self.everything_on_the_uplink(dirty);
         }
+    }
+
+    /// A change of this node's zone concerns every service, by its endpoints' hints.
+    fn zone_touched(&self, dirty: &mut BTreeSet<Source>) {
+        dirty.extend(
+            self.services.keys().map(|(namespace, name)| Source::Service(namespace.clone(), name.clone())),
+        );
     }
 
     fn everything_on_the_uplink(&self, dirty: &mut BTreeSet<Source>) {
