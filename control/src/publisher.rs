@@ -165,6 +165,7 @@ pub fn read(view: View<'_>) -> Model {
 const NO_SETTINGS: Settings = Settings {
     node_ip: Ip::UNSPECIFIED,
     gateway_ip: Ip::UNSPECIFIED,
+    router_ip: Ip::UNSPECIFIED,
     vni: 0,
     pod_mtu: 0,
     vxlan_port: 0,

@@ -89,11 +89,11 @@ impl Counters {
         self.drops.iter().sum()
     }
 
-    /// Received minus everything that became of the packets: zero by invariant I2 when none is in flight.
+    /// Received and made minus everything that became of the packets: zero by invariant I2 when none is in flight.
     /// Packets handed to another worker are received there.
     pub fn unaccounted(&self) -> i128 {
         let value = |counter| i128::from(self.get(counter));
-        value(Counter::RxPackets) + value(Counter::HandoffIn)
+        value(Counter::RxPackets) + value(Counter::HandoffIn) + value(Counter::GeneratedPackets)
             - value(Counter::TxPackets)
             - value(Counter::HostPackets)
             - value(Counter::HandoffOut)

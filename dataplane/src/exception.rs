@@ -36,7 +36,7 @@ pub fn answer_echo(frame: &mut Frame, parsed: &Parsed, ingress: &Ingress) -> Res
         return Err(DropReason::NotForUs);
     }
     if !icmp::checksum_ok(message) {
-        return Err(DropReason::BadIpChecksum);
+        return Err(DropReason::BadIcmp);
     }
     icmp::make_echo_reply(message);
     put_raw32(ip, ipv4::SRC, parsed.key.dst);

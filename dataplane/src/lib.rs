@@ -1,7 +1,7 @@
 //! Fairway's forwarding engine. docs/dataplane.md walks a packet through it.
 //!
 //! What lives here: packet views ([`wire`]), the pure function over bursts ([`process`]) with its tiers
-//! ([`flow`], [`walk`], [`exception`]), connections ([`conntrack`]), and around them the worker loop and the
+//! ([`flow`], [`walk`], [`exception`], [`icmp_error`]), connections ([`conntrack`]), and around them the worker loop and the
 //! process ([`worker`], [`crew`], [`engine`]). Nothing here talks to Kubernetes, and nothing below `worker` does I/O.
 
 pub mod clock;
@@ -12,6 +12,7 @@ pub mod engine;
 pub mod exception;
 pub mod flow;
 mod hash;
+pub mod icmp_error;
 pub mod parse;
 mod process;
 pub mod sleep;

@@ -6,7 +6,8 @@
 //!    the flow every four seconds, and of TCP control bits.
 //! 2. **Flow miss**: the [`walk`](crate::walk) through control's tables and the connection table. May take the
 //!    connection table's chain locks when it inserts. Its result is the flow entry that the next packet hits.
-//! 3. **Exceptions**: ARP and echo requests are answered in place; everything else here is a counted drop.
+//! 3. **Exceptions**: ARP and echo requests are answered in place; some drops are told to the sender by an ICMP
+//!    error made of the dropped packet's own frame, within a limit; everything else here is a counted drop.
 //!
 //! A burst goes through each step as a whole (parse all and prefetch all, look up all, rewrite all), so that
 //! cache misses of different packets overlap. Every frame taken from `rx` ends in exactly one of `tx` or,
@@ -16,6 +17,7 @@ use crate::clock::Now;
 use crate::conntrack::{ConnRef, Direction};
 use crate::exception::{self, Answer};
 use crate::flow::{self, FlowEntry};
+use crate::icmp_error;
 use crate::parse::{Class, Parsed, parse};
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
@@ -82,11 +84,17 @@ pub fn process(
                     let entry = worker.flows.entry(slot);
                     forward(worker, &mut frame, parsed, entry)
                 }
-                None => miss(worker, tables, &port, parsed, *hash, now, &mut frame, true),
+                None => miss(worker, tables, &port, parsed, *hash, now, &mut frame),
             },
-            Class::Single(parsed) => miss(worker, tables, &port, parsed, *hash, now, &mut frame, false),
+            Class::Single(parsed) => single(worker, tables, &port, *parsed, now, &mut frame),
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
             Class::Drop(reason) => Err(*reason),
+        };
+        let verdict = match (verdict, class) {
+            (Err(reason), Class::Flow(parsed)) => {
+                icmp_error::answer(worker, tables, &port, parsed, *hash, reason, &mut frame, now)
+            }
+            (verdict, _) => verdict,
         };
         finish(worker, ingress, verdict, frame, cache, tx);
     }
@@ -150,7 +158,7 @@ fn forward(
     Ok(entry.out_port)
 }
 
-/// Walks a packet through the tables, and remembers the result if it is a flow's.
+/// Walks a flow's packet through the tables, and remembers the result.
 #[cold]
 #[allow(clippy::too_many_arguments)]
 fn miss(
@@ -161,9 +169,8 @@ fn miss(
     hash: u64,
     now: Now,
     frame: &mut Frame,
-    is_flow: bool,
 ) -> Result<u16, DropReason> {
-    if is_flow && let Some(slot) = worker.flows.find(hash, &parsed.key) {
+    if let Some(slot) = worker.flows.find(hash, &parsed.key) {
         if let Some(slot) = hit(worker, slot, parsed, now) {
             // An earlier packet of this burst has just walked.
             worker.counters.add(Counter::FlowHits, 1);
@@ -176,16 +183,35 @@ fn miss(
     }
     worker.counters.add(Counter::FlowMisses, 1);
     let start = worker.stages.start();
-    let outcome = walk::walk(worker, tables, port, parsed, now, is_flow);
+    let outcome = walk::walk(worker, tables, port, parsed, now);
     worker.stages.since(Stage::SlowPath, start);
     match outcome? {
-        Outcome::Forward(entry) if is_flow => {
+        Outcome::Forward(entry) => {
             let slot = worker.flows.insert(entry);
             let entry = worker.flows.entry(slot);
             forward(worker, frame, parsed, entry)
         }
-        Outcome::Forward(entry) => forward(worker, frame, parsed, &entry),
         Outcome::Gateway => exception::answer_echo(frame, parsed, port).map(|Answer| port.port.0),
+    }
+}
+
+/// Walks a packet that belongs to no flow.
+#[cold]
+fn single(
+    worker: &mut WorkerState,
+    tables: View<'_>,
+    port: &crate::parse::Ingress,
+    mut parsed: Parsed,
+    now: Now,
+    frame: &mut Frame,
+) -> Result<u16, DropReason> {
+    worker.counters.add(Counter::FlowMisses, 1);
+    let start = worker.stages.start();
+    let outcome = walk::walk_single(worker, tables, port, &mut parsed, frame, now);
+    worker.stages.since(Stage::SlowPath, start);
+    match outcome? {
+        Outcome::Forward(entry) => forward(worker, frame, &parsed, &entry),
+        Outcome::Gateway => Err(DropReason::NotForUs),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
 use crate::flow::{FlowTable, Templates};
+use crate::icmp_error::Limiter;
 use crate::parse::Ingress;
 use crate::stages::Stages;
 use fairway_tables::stats::Counter;
@@ -21,6 +22,8 @@ pub struct WorkerState {
     pub counters: Counters,
     /// Cost of the steps.
     pub stages: Stages,
+    /// How many ICMP errors may still be sent.
+    pub icmp_limit: Limiter,
     /// Table generation that `ports` and fresh flow entries are of.
     pub generation: u64,
     ports: Vec<Option<Ingress>>,
@@ -37,6 +40,7 @@ impl WorkerState {
             conntrack,
             counters: Counters::new(ports),
             stages: Stages::new(),
+            icmp_limit: Limiter::new(ports),
             generation: u64::MAX,
             ports: vec![None; ports],
             random: crate::random_seed() | 1,

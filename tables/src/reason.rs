@@ -33,6 +33,8 @@ reasons! {
     BadIpHeader = "bad-ip-header",
     /// IPv4 header checksum is wrong (RFC 1812 section 5.2.2).
     BadIpChecksum = "bad-ip-checksum",
+    /// An ICMP message whose checksum is wrong, or an ICMP error that quotes no packet (RFC 792).
+    BadIcmp = "bad-icmp",
     /// Loopback, multicast, broadcast or unspecified address where none may be (RFC 1812 section 5.3.7).
     Martian = "martian",
     /// TTL or hop limit ran out.
@@ -53,8 +55,10 @@ reasons! {
     NoTunnel = "no-tunnel",
     /// The next hop's Ethernet address is not resolved.
     NoNeighbour = "no-neighbour",
-    /// The service has no ready backend.
+    /// The service has no usable backend.
     NoBackend = "no-backend",
+    /// The service has backends, but none on this node, as its traffic policy demands.
+    NoLocalBackend = "no-local-backend",
     /// Larger than the output port's MTU.
     TooBig = "too-big",
     /// An encapsulated packet whose VXLAN header is not valid (RFC 7348 section 5).

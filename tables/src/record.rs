@@ -206,10 +206,16 @@ impl ServiceKey {
 pub struct Service {
     /// Number that stays with the service port as long as it lives, for counters.
     pub id: u32,
-    /// Bits for what a service asks beyond plain DNAT; none is defined yet.
+    /// Bits: [`Service::ENDPOINTS_ELSEWHERE`].
     pub flags: u32,
     /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0 is no affinity.
     pub affinity_timeout_s: u32,
+}
+
+impl Service {
+    /// Endpoints exist, but none that the service's traffic policy allows on this node: where there is no backend,
+    /// clients are not refused, their packets are dropped (as kube-proxy does).
+    pub const ENDPOINTS_ELSEWHERE: u32 = 1;
 }
 
 /// One ready endpoint of a service port.
@@ -232,6 +238,9 @@ pub struct Settings {
     pub node_ip: Ip,
     /// The gateway that pods are given (169.254.1.1).
     pub gateway_ip: Ip,
+    /// This node's own address in its pods' range, from which the engine itself speaks (ICMP errors): it says which
+    /// node it was, and other nodes know that it lives here. Unspecified: the engine keeps silent.
+    pub router_ip: Ip,
     /// VXLAN network identifier that received packets must carry.
     pub vni: u32,
     /// Largest IP packet that a pod may send so that its encapsulated form fits the uplink.

@@ -67,6 +67,7 @@ impl Index {
         let settings = tables::Settings {
             node_ip: node.internal_ips[0],
             gateway_ip: names::GATEWAY_IP,
+            router_ip: node.pod_cidrs.iter().find(|p| p.addr().is_v4()).map_or(Ip::UNSPECIFIED, host_address),
             vni: self.config.vni,
             pod_mtu: self.pod_mtu(),
             vxlan_port: self.config.vxlan_port,
@@ -191,9 +192,11 @@ impl Index {
         let here = Here { node: &self.config.node, zone };
         for (table_key, port) in service_keys(service) {
             let Some(id) = self.service_ids.claim(&table_key) else { continue };
-            let record = tables::Service { id, flags: 0, affinity_timeout_s: service.affinity_timeout_s };
             let policies = Policies { internal_local: service.internal_local, ..Policies::default() };
-            let backends = backends(&slices, port, table_key.ip.is_v4(), here, policies);
+            let (backends, anywhere) = backends(&slices, port, table_key.ip.is_v4(), here, policies);
+            let elsewhere = backends.is_empty() && anywhere;
+            let flags = if elsewhere { tables::Service::ENDPOINTS_ELSEWHERE } else { 0 };
+            let record = tables::Service { id, flags, affinity_timeout_s: service.affinity_timeout_s };
             out.insert(Key::Service(table_key), Value::Service(record, backends));
         }
         out
@@ -234,14 +237,14 @@ impl Here<'_> {
 }
 
 /// The endpoints that answer one port of a cluster address: of slices of the address family and ports of the same
-/// name and protocol, those that this node uses; sorted, without repeats.
+/// name and protocol, those that this node uses, sorted, without repeats; and whether any could be used anywhere.
 fn backends(
     slices: &[&EndpointSlice],
     port: &ServicePort,
     is_v4: bool,
     here: Here<'_>,
     policies: Policies,
-) -> Vec<Backend> {
+) -> (Vec<Backend>, bool) {
     let mut seen = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
         for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
@@ -264,5 +267,5 @@ fn backends(
     let (backends, candidates): (Vec<Backend>, Vec<Candidate>) = seen.into_iter().unzip();
     let selection = selection::select(&candidates, policies);
     let chosen = if policies.internal_local { selection.local } else { selection.cluster };
-    chosen.into_iter().map(|place| backends[place]).collect()
+    (chosen.into_iter().map(|place| backends[place]).collect(), selection.anywhere)
 }

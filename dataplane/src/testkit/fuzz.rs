@@ -178,6 +178,7 @@ fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
         2 => headers.udp(sport, dport, &payload),
         3 => headers.echo(b & 8, u16::from(a), 1, &payload),
         _ if kind & 64 != 0 => packet::arp_request(headers.src_mac, headers.src, dst),
+        _ if kind & 16 != 0 => icmp_error(&headers, a, b, script),
         _ => headers.around(a, &payload),
     };
     if port == addr::UPLINK && kind & 128 == 0 {
@@ -187,6 +188,22 @@ fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
         damage(&mut frame, script);
     }
     frame
+}
+
+/// An ICMP error about a packet that may have been seen before, or about any bytes.
+fn icmp_error(headers: &packet::Headers, a: u8, b: u8, script: &mut Script<'_>) -> Vec<u8> {
+    let mut message = vec![0; icmp::LEN];
+    if b & 1 == 0 {
+        let about = packet::Headers { src: headers.dst, dst: headers.src, ..*headers };
+        let quoted =
+            if b & 2 == 0 { about.udp(80, u16::from(a), b"") } else { about.tcp(8080, u16::from(a), 0, b"") };
+        message.extend_from_slice(&quoted[ETH_LEN..]);
+        message.truncate(icmp::LEN + 20 + usize::from(b >> 2));
+    } else {
+        message.extend(script.take(usize::from(b)));
+    }
+    icmp::write_error(&mut message, [3, 4, 11, 12][usize::from(a % 4)], a >> 4, u16::from(b));
+    headers.around(proto::ICMP, &message)
 }
 
 fn damage(frame: &mut Vec<u8>, script: &mut Script<'_>) {

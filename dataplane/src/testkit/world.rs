@@ -49,6 +49,8 @@ pub mod addr {
     pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
     /// The gateway's address.
     pub const GATEWAY: [u8; 4] = [169, 254, 1, 1];
+    /// This node's own address among its pods'.
+    pub const ROUTER: [u8; 4] = [10, 244, 16, 1];
     /// This node's VTEP.
     pub const VTEP: Mac = Mac([2, 0, 0, 0, 1, 1]);
     /// VXLAN network identifier.
@@ -146,6 +148,7 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
         Op::SetSettings(Settings {
             node_ip: ip(addr::NODE),
             gateway_ip: ip(addr::GATEWAY),
+            router_ip: ip(addr::ROUTER),
             vni: addr::VNI,
             pod_mtu: 1450,
             vxlan_port: 4789,

@@ -2,7 +2,7 @@
 
 use crate::conntrack::Tuple;
 use crate::state::WorkerState;
-use fairway_tables::{DropReason, ServiceKey, ServiceView, View};
+use fairway_tables::{DropReason, Service, ServiceKey, ServiceView, View};
 
 /// The service that the destination names, if any.
 pub(super) fn find<'a>(tables: View<'a>, tuple: &Tuple) -> Option<ServiceView<'a>> {
@@ -20,7 +20,8 @@ pub(super) fn choose(
 ) -> Result<Tuple, DropReason> {
     let count = service.len();
     if count == 0 {
-        return Err(DropReason::NoBackend);
+        let elsewhere = service.service().flags & Service::ENDPOINTS_ELSEWHERE != 0;
+        return Err(if elsewhere { DropReason::NoLocalBackend } else { DropReason::NoBackend });
     }
     let first = *first.get_or_insert_with(|| worker.random_below(count));
     let backend = service.backend((first + attempt) % count).ok_or(DropReason::NoBackend)?;

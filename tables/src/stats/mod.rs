@@ -55,8 +55,12 @@ numbered! {
         HostPackets = "host-packets",
         /// Packets absorbed by the engine: requests that it turned into answers.
         ConsumedPackets = "consumed-packets",
-        /// Packets made by the engine.
+        /// Packets made by the engine: ICMP errors.
         GeneratedPackets = "generated-packets",
+        /// ICMP errors not sent because there were too many.
+        IcmpLimited = "icmp-limited",
+        /// ICMP errors in transit that quoted a translated packet, and were translated back.
+        IcmpTranslated = "icmp-translated",
         /// Packets that found their flow.
         FlowHits = "flow-hits",
         /// Packets that took the full walk.
