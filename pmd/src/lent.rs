@@ -28,6 +28,24 @@ impl Lent {
         Lent { umem, bits, count: 0 }
     }
 
+    /// Goes on with chunks that a former image of this process had lent.
+    ///
+    /// # Safety
+    /// No frame of these chunks exists, and each is in one such list once.
+    pub(crate) unsafe fn adopt(umem: Umem, chunks: &[usize]) -> Lent {
+        let mut lent = Lent::new(umem);
+        for chunk in chunks {
+            lent.bits[chunk / 64] |= 1 << (chunk % 64);
+        }
+        lent.count = chunks.len();
+        lent
+    }
+
+    /// The chunks out, by number.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..64 * self.bits.len()).filter(|chunk| self.bits[chunk / 64] & 1 << (chunk % 64) != 0)
+    }
+
     /// Chunks out.
     pub(crate) fn count(&self) -> usize {
         self.count

@@ -30,6 +30,20 @@ impl Store {
         self.magazines.len() * MAGAZINE + self.loose.len()
     }
 
+    /// Shows every frame that is home. Others must not move frames meanwhile.
+    pub(crate) fn for_each(&self, mut look: impl FnMut(&Frame)) {
+        for _ in 0..self.magazines.len() {
+            let Some(frames) = self.magazines.pop() else { break };
+            frames.iter().for_each(&mut look);
+            self.put(frames);
+        }
+        for _ in 0..self.loose.len() {
+            let Some(frame) = self.loose.pop() else { break };
+            look(&frame);
+            self.put(std::iter::once(frame).collect());
+        }
+    }
+
     fn put(&self, frames: Magazine) {
         // Neither push can fail: a frame exists once, and each store has room for all of them.
         if frames.is_full() {

@@ -1,12 +1,16 @@
 //! What a worker asks of a driver.
 
 use crate::{Burst, FrameCache};
+use serde::{Deserialize, Serialize};
+use std::any::Any;
 use std::os::fd::RawFd;
 
 /// One receive and one transmit queue of a port, owned by one worker.
 ///
 /// No call blocks. A call makes a system call only to wake the kernel, and only when the ring asks for it.
-pub trait Queue: Send {
+///
+/// A `Box<dyn Queue>` can be turned into a `Box<dyn Any>`, for whoever opened it to have its own type back.
+pub trait Queue: Send + Any {
     /// The number under which the tables know the port.
     fn port(&self) -> u16;
 
@@ -37,7 +41,7 @@ pub trait Queue: Send {
 }
 
 /// Counts of one queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueStats {
     /// Frames received.
     pub rx_packets: u64,

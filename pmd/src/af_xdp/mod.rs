@@ -19,8 +19,10 @@
 //! - `open.rs`: opening a socket.
 //! - `queue.rs`: one socket as a [`Queue`](crate::Queue).
 //! - `held.rs`: bringing its frames home at the end.
+//! - `handover.rs`: leaving open sockets to the process's next image.
 //! - here: configuration, errors, and opening a netdev.
 
+mod handover;
 mod held;
 pub(crate) mod netdev;
 mod open;
@@ -28,7 +30,9 @@ mod queue;
 mod ring;
 mod sys;
 
+pub use handover::{AdoptError, HOME, LOST, Owner, QueueState, adopt, owners};
 pub use netdev::ifindex;
+pub use open::RingSizes;
 pub use queue::AfXdpQueue;
 
 use crate::umem::Umem;
@@ -274,6 +278,12 @@ impl Bound {
             Mode::ZeroCopy => &mut self.zero_copy,
         }
     }
+
+    fn forget(&mut self, socket: Option<RawFd>) {
+        for bound in [&mut self.copy, &mut self.zero_copy] {
+            bound.retain(|fd| Some(*fd) != socket);
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -326,7 +336,9 @@ impl AfXdp {
         let mut queues = Vec::with_capacity(count as usize);
         for queue in 0..count {
             let binding = Binding { ifname, ifindex, queue, port, config };
-            queues.push(self.open_queue(&binding)?);
+            // All queues of a netdev are in one mode, so that they share a registration.
+            let mode = queues.first().map(AfXdpQueue::mode);
+            queues.push(self.open_queue(&binding, mode)?);
         }
         if let Some(busy_poll) = config.busy_poll {
             let BusyPoll { defer_hard_irqs, gro_flush_timeout_ns, .. } = busy_poll;
@@ -339,19 +351,11 @@ impl AfXdp {
         Ok(queues)
     }
 
-    fn open_queue(&self, binding: &Binding<'_>) -> Result<AfXdpQueue, AfXdpError> {
+    fn open_queue(&self, binding: &Binding<'_>, auto: Option<Mode>) -> Result<AfXdpQueue, AfXdpError> {
         let opened = match binding.config.mode {
-            ModeChoice::Copy => AfXdpQueue::open(self, binding, Mode::Copy)?,
-            ModeChoice::ZeroCopy => AfXdpQueue::open(self, binding, Mode::ZeroCopy)?,
-            ModeChoice::Auto => match AfXdpQueue::open(self, binding, Mode::ZeroCopy) {
-                Ok(queue) => queue,
-                Err(AfXdpError::NoZeroCopy { source, .. }) => {
-                    let Binding { ifname, queue, .. } = *binding;
-                    tracing::info!(ifname, queue, reason = %source, "no zero-copy; using copy mode");
-                    AfXdpQueue::open(self, binding, Mode::Copy)?
-                }
-                Err(error) => return Err(error),
-            },
+            ModeChoice::Copy => AfXdpQueue::open(self, binding, Some(Mode::Copy))?,
+            ModeChoice::ZeroCopy => AfXdpQueue::open(self, binding, Some(Mode::ZeroCopy))?,
+            ModeChoice::Auto => AfXdpQueue::open(self, binding, auto)?,
         };
         tracing::info!(
             ifname = binding.ifname,

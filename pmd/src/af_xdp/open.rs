@@ -7,6 +7,7 @@ use super::sys::{RingKind, Socket};
 use super::{AfXdp, AfXdpConfig, AfXdpError, Mode, Registry};
 use crate::lent::Lent;
 use crate::queue::QueueStats;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -39,9 +40,15 @@ impl Binding<'_> {
 }
 
 impl AfXdpQueue {
-    pub(super) fn open(af_xdp: &AfXdp, binding: &Binding<'_>, mode: Mode) -> Result<AfXdpQueue, AfXdpError> {
+    /// `None` leaves the mode to the kernel: zero-copy where the driver can. That takes a registration of the
+    /// UMEM for this socket alone, as one that is shared has a mode already.
+    pub(super) fn open(
+        af_xdp: &AfXdp,
+        binding: &Binding<'_>,
+        mode: Option<Mode>,
+    ) -> Result<AfXdpQueue, AfXdpError> {
         loop {
-            let root = af_xdp.registry.lock().of(mode).first().copied();
+            let root = mode.and_then(|mode| af_xdp.registry.lock().of(mode).first().copied());
             match AfXdpQueue::open_with(af_xdp, binding, mode, root) {
                 // The root was closed meanwhile, or its netdev went away and it is no root any more. Both
                 // are off the list now.
@@ -55,7 +62,7 @@ impl AfXdpQueue {
     fn open_with(
         af_xdp: &AfXdp,
         binding: &Binding<'_>,
-        mode: Mode,
+        mode: Option<Mode>,
         root: Option<RawFd>,
     ) -> Result<AfXdpQueue, AfXdpError> {
         let Binding { ifname, ifindex, queue, port, config } = *binding;
@@ -93,14 +100,17 @@ impl AfXdpQueue {
         } else {
             bind(&socket, binding, mode, root, &af_xdp.registry)
         };
+        let mode = match result {
+            Ok(mode) => mode,
+            Err(error) => {
+                // Before `kernel`, which takes the frames back.
+                drop(rings);
+                drop(socket);
+                return Err(error);
+            }
+        };
         let fd = socket.raw_fd();
         let socket = BoundSocket { socket: Some(socket), fd, mode, registry: af_xdp.registry.clone() };
-        if let Err(error) = result {
-            // Before `kernel`, which takes the frames back.
-            drop(rings);
-            drop(socket);
-            return Err(error);
-        }
         Ok(AfXdpQueue {
             rings,
             socket,
@@ -121,27 +131,58 @@ impl AfXdpQueue {
 
 impl Rings {
     fn new(socket: &Socket, config: &AfXdpConfig) -> io::Result<Rings> {
-        let sizes = [
-            (RingKind::Fill, config.fill_ring),
-            (RingKind::Completion, config.completion_ring),
-            (RingKind::Rx, config.rx_ring),
-            (RingKind::Tx, config.tx_ring),
-        ];
-        for (ring, entries) in sizes {
+        let sizes = RingSizes::of(config);
+        for (ring, entries) in sizes.each() {
             socket.set_ring_size(ring, entries)?;
         }
+        Rings::map(socket, &sizes)
+    }
+
+    /// Maps the rings of a socket, which may be in use already: our cursors are in them.
+    pub(super) fn map(socket: &Socket, sizes: &RingSizes) -> io::Result<Rings> {
         let addresses = |ring, entries| socket.map(ring, entries, 8 * ADDRESS_WORDS);
         let descriptors = |ring, entries| socket.map(ring, entries, 8 * DESCRIPTOR_WORDS);
         let odd = || io::Error::other("the kernel's ring offsets make no sense");
-        let (area, offsets) = addresses(RingKind::Fill, config.fill_ring)?;
-        let fill = Producer::new(area, offsets, config.fill_ring).ok_or_else(odd)?;
-        let (area, offsets) = addresses(RingKind::Completion, config.completion_ring)?;
-        let completion = Consumer::new(area, offsets, config.completion_ring).ok_or_else(odd)?;
-        let (area, offsets) = descriptors(RingKind::Rx, config.rx_ring)?;
-        let rx = Consumer::new(area, offsets, config.rx_ring).ok_or_else(odd)?;
-        let (area, offsets) = descriptors(RingKind::Tx, config.tx_ring)?;
-        let tx = Producer::new(area, offsets, config.tx_ring).ok_or_else(odd)?;
+        let (area, offsets) = addresses(RingKind::Fill, sizes.fill)?;
+        let fill = Producer::new(area, offsets, sizes.fill).ok_or_else(odd)?;
+        let (area, offsets) = addresses(RingKind::Completion, sizes.completion)?;
+        let completion = Consumer::new(area, offsets, sizes.completion).ok_or_else(odd)?;
+        let (area, offsets) = descriptors(RingKind::Rx, sizes.rx)?;
+        let rx = Consumer::new(area, offsets, sizes.rx).ok_or_else(odd)?;
+        let (area, offsets) = descriptors(RingKind::Tx, sizes.tx)?;
+        let tx = Producer::new(area, offsets, sizes.tx).ok_or_else(odd)?;
         Ok(Rings { fill, completion, rx, tx })
+    }
+
+    pub(super) fn sizes(&self) -> RingSizes {
+        let Rings { fill, completion, rx, tx } = self;
+        RingSizes { fill: fill.size(), completion: completion.size(), rx: rx.size(), tx: tx.size() }
+    }
+}
+
+/// Entries of each ring of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingSizes {
+    fill: u32,
+    completion: u32,
+    rx: u32,
+    tx: u32,
+}
+
+impl RingSizes {
+    fn of(config: &AfXdpConfig) -> RingSizes {
+        let AfXdpConfig { rx_ring: rx, tx_ring: tx, fill_ring: fill, completion_ring: completion, .. } =
+            *config;
+        RingSizes { fill, completion, rx, tx }
+    }
+
+    fn each(&self) -> [(RingKind, u32); 4] {
+        [
+            (RingKind::Fill, self.fill),
+            (RingKind::Completion, self.completion),
+            (RingKind::Rx, self.rx),
+            (RingKind::Tx, self.tx),
+        ]
     }
 }
 
@@ -150,27 +191,34 @@ impl Rings {
 fn bind(
     socket: &Socket,
     binding: &Binding<'_>,
-    mode: Mode,
+    mode: Option<Mode>,
     root: Option<RawFd>,
     registry: &Registry,
-) -> Result<(), AfXdpError> {
+) -> Result<Mode, AfXdpError> {
     let flags = match (root, mode) {
         // Mode and need_wakeup come with the root; the kernel refuses further flags.
         (Some(_), _) => libc::XDP_SHARED_UMEM,
-        (None, Mode::Copy) => libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
-        (None, Mode::ZeroCopy) => libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP,
+        (None, None) => libc::XDP_USE_NEED_WAKEUP,
+        (None, Some(Mode::Copy)) => libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
+        (None, Some(Mode::ZeroCopy)) => libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP,
     };
     let until = Instant::now() + BUSY_WAIT;
     loop {
         let mut bound = registry.lock();
-        let roots = bound.of(mode);
-        let error = if root.is_some_and(|root| !roots.contains(&root)) {
+        let gone = root.zip(mode).is_some_and(|(root, mode)| !bound.of(mode).contains(&root));
+        let error = if gone {
             io::Error::from_raw_os_error(libc::EBADF)
         } else {
             match socket.bind(binding.ifindex, binding.queue, flags, root) {
                 Ok(()) => {
-                    roots.push(socket.raw_fd());
-                    return Ok(());
+                    let mode = match (mode, socket.is_zero_copy()) {
+                        (Some(mode), _) => mode,
+                        (None, Ok(true)) => Mode::ZeroCopy,
+                        (None, Ok(false)) => Mode::Copy,
+                        (None, Err(error)) => return Err(binding.failed("asking for the mode")(error)),
+                    };
+                    bound.of(mode).push(socket.raw_fd());
+                    return Ok(mode);
                 }
                 Err(error) => error,
             }
@@ -182,11 +230,11 @@ fn bind(
                 std::thread::sleep(Duration::from_millis(2));
             }
             Some(libc::EBADF) => {
-                roots.retain(|fd| Some(*fd) != root);
+                bound.forget(root);
                 return Err(binding.failed("binding")(error));
             }
             Some(libc::EBUSY | libc::ENODEV | libc::EPERM) => return Err(binding.failed("binding")(error)),
-            _ if mode == Mode::ZeroCopy => {
+            _ if mode == Some(Mode::ZeroCopy) => {
                 let (ifname, queue) = (binding.ifname.to_owned(), binding.queue);
                 return Err(AfXdpError::NoZeroCopy { ifname, queue, source: error });
             }

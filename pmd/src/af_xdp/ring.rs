@@ -121,6 +121,11 @@ impl<const WORDS: usize> Producer<WORDS> {
         Some(Producer { ring, next, seen })
     }
 
+    /// Entries that fit.
+    pub(super) fn size(&self) -> u32 {
+        self.ring.mask + 1
+    }
+
     /// Entries that can be pushed; looks at the kernel's cursor only if fewer than `wanted` are known of.
     #[inline]
     pub(super) fn free(&mut self, wanted: u32) -> u32 {
@@ -176,6 +181,11 @@ impl<const WORDS: usize> Consumer<WORDS> {
         let ring = Ring::new(area, offsets, size)?;
         let next = ring.word(ring.consumer).load(Ordering::Relaxed);
         Some(Consumer { ring, next })
+    }
+
+    /// Entries that fit.
+    pub(super) fn size(&self) -> u32 {
+        self.ring.mask + 1
     }
 
     /// Entries that can be read.

@@ -68,6 +68,11 @@ impl Socket {
         Ok(Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
+    /// A socket that a former image of this process opened.
+    pub(super) fn adopt(fd: OwnedFd) -> Socket {
+        Socket { fd }
+    }
+
     pub(super) fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
@@ -168,6 +173,13 @@ impl Socket {
         // SAFETY: `address` is readable for `len` bytes.
         check(unsafe { libc::bind(self.raw_fd(), (&raw const address).cast(), len) })?;
         Ok(())
+    }
+
+    /// Whether the bound socket came to be in zero-copy mode.
+    pub(super) fn is_zero_copy(&self) -> io::Result<bool> {
+        // SAFETY: a plain integer.
+        let options: libc::xdp_options = unsafe { self.get(libc::XDP_OPTIONS)? };
+        Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
     }
 
     pub(super) fn statistics(&self) -> io::Result<libc::xdp_statistics> {

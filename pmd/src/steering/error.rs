@@ -63,6 +63,14 @@ pub enum SteeringError {
         /// Why not in generic mode.
         generic: io::Error,
     },
+    /// The program attached by a former image of this process could not be exchanged.
+    #[error("interface {ifname}: the kernel refuses to exchange its XDP program: {source}")]
+    Replace {
+        /// Name of the netdev.
+        ifname: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The number of receive queues could not be had.
     #[error("interface {ifname}: asking for its number of queues: {source}; check it with `ethtool -l`")]
     Queues {

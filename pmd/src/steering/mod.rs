@@ -9,15 +9,18 @@
 //! netdevs of one network namespace: the caller's, at the time of each call.
 
 mod error;
+mod handover;
 mod link;
 
 pub use error::SteeringError;
+pub use handover::{LinkState, is_unchanged, sockets};
 
 use crate::af_xdp::AfXdpQueue;
 use crate::af_xdp::netdev;
 use aya::EbpfLoader;
 use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuArray, XskMap};
 use aya::programs::{ProgramFd, Xdp};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -34,7 +37,7 @@ const MAX_TUNNEL_PORTS: usize = 16;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steering.bpf.o"));
 
 /// What a netdev is to Fairway: which of its packets it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PortClass {
     /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`]).
     Uplink,
@@ -55,7 +58,7 @@ impl PortClass {
 }
 
 /// How the program came to be attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AttachMode {
     /// In the driver, before the kernel makes an skb.
     Native,
@@ -64,7 +67,7 @@ pub enum AttachMode {
 }
 
 /// What [`Steering::attach`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// Index of the netdev.
     pub ifindex: u32,
@@ -92,7 +95,7 @@ struct Port {
     class: PortClass,
     xsk_base: u32,
     /// Detaches when dropped.
-    _link: OwnedFd,
+    link: OwnedFd,
 }
 
 /// The loaded program and where it is attached. Dropping it detaches it everywhere.
@@ -157,7 +160,7 @@ impl Steering {
         self.port_map
             .insert(ifindex, [class.number(), xsk_base, queues], 0)
             .map_err(|error| SteeringError::map("fw_ports", &error))?;
-        self.ports.insert(ifindex, Port { attachment, class, xsk_base, _link: link });
+        self.ports.insert(ifindex, Port { attachment, class, xsk_base, link });
         tracing::info!(ifname, ifindex, queues, ?class, ?mode, "steering program attached");
         Ok(attachment)
     }
