@@ -14,9 +14,9 @@
 //! with a reason counted, `cache` (invariants I1 and I2).
 
 use crate::clock::Now;
-use crate::conntrack::{ConnRef, Direction};
+use crate::conntrack::Conntrack;
 use crate::exception::{self, Answer};
-use crate::flow::{self, FlowEntry};
+use crate::flow::{self, Binding, Flow, FlowEntry, FlowTable};
 use crate::icmp_error;
 use crate::parse::{Class, Parsed, parse};
 use crate::state::WorkerState;
@@ -78,13 +78,13 @@ pub fn process(
     let mut hits = 0;
     for ((mut frame, (class, hash)), slot) in rx.drain(..).zip(&packets).zip(&slots) {
         let verdict = match class {
-            Class::Flow(parsed) => match slot.and_then(|slot| hit(worker, slot, parsed, now)) {
-                Some(slot) => {
+            Class::Flow(parsed) => match *slot {
+                Some(slot) if serves(worker, slot, parsed, now) => {
                     hits += 1;
                     let entry = worker.flows.entry(slot);
                     forward(worker, &mut frame, parsed, entry)
                 }
-                None => miss(worker, tables, &port, parsed, *hash, now, &mut frame),
+                _ => miss(worker, tables, &port, parsed, *hash, now, &mut frame),
             },
             Class::Single(parsed) => single(worker, tables, &port, *parsed, now, &mut frame),
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
@@ -105,38 +105,60 @@ pub fn process(
 
 /// Whether a found flow may serve this packet: compiled under the present tables, and its connection alive.
 #[inline(always)]
-fn hit(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> Option<usize> {
-    let entry = worker.flows.entry(slot);
+fn hit<F: Flow>(
+    flows: &mut FlowTable<F>,
+    conntrack: &Conntrack,
+    generation: u64,
+    slot: usize,
+    packet: &Arrival<'_, F>,
+    now: Now,
+) -> bool {
+    let entry = flows.entry(slot);
     // An insert earlier in this burst may have put another flow into this place.
-    if entry.generation != worker.generation as u32 || entry.key != parsed.key {
-        return None;
+    if entry.binding().generation != generation as u32 || entry.key() != packet.key {
+        return false;
     }
-    let control = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
-    if control != 0 || entry.touched != now.tick() {
-        return refresh(worker, slot, parsed, now);
+    let control = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
+    if control != 0 || entry.binding().touched != now.tick() {
+        return refresh(flows.entry_mut(slot).binding_mut(), conntrack, packet.proto, packet.tcp_flags, now);
     }
-    Some(slot)
+    true
 }
 
-/// Tells the connection table of a control bit, or that the flow lives.
+/// What tells whether a flow may serve a packet.
+struct Arrival<'a, F: Flow> {
+    key: &'a F::Key,
+    proto: u8,
+    tcp_flags: u8,
+}
+
+/// Tells the connection table of a control bit, or that the flow lives. `false` if the packet must be walked.
 #[cold]
-fn refresh(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> Option<usize> {
-    let entry = worker.flows.entry_mut(slot);
-    let opens = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+fn refresh(binding: &mut Binding, conntrack: &Conntrack, proto: u8, flags: u8, now: Now) -> bool {
+    let opens = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     if opens {
         // May begin a new connection on an old tuple: the walk decides.
-        return None;
+        return false;
     }
-    if entry.conn != FlowEntry::NO_CONNECTION {
-        let conn = ConnRef { index: entry.conn, generation: entry.conn_generation };
-        let direction =
-            if entry.flags & FlowEntry::REPLY != 0 { Direction::Reply } else { Direction::Original };
-        if !worker.conntrack.update(conn, parsed.key.proto(), direction, parsed.tcp_flags, now.seconds) {
-            return None;
-        }
+    if let Some((conn, direction)) = binding.connection()
+        && !conntrack.update(conn, proto, direction, flags, now.seconds)
+    {
+        return false;
     }
-    entry.touched = now.tick();
-    Some(slot)
+    binding.touched = now.tick();
+    true
+}
+
+impl Parsed {
+    fn arrival(&self) -> Arrival<'_, FlowEntry> {
+        Arrival { key: &self.key, proto: self.key.proto(), tcp_flags: self.tcp_flags }
+    }
+}
+
+#[inline(always)]
+fn serves(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> bool {
+    let WorkerState { flows, conntrack, generation, .. } = worker;
+    hit(flows, conntrack, *generation, slot, &parsed.arrival(), now)
 }
 
 /// Rewrites a packet as its flow says; returns the output port.
@@ -171,13 +193,13 @@ fn miss(
     frame: &mut Frame,
 ) -> Result<u16, DropReason> {
     if let Some(slot) = worker.flows.find(hash, &parsed.key) {
-        if let Some(slot) = hit(worker, slot, parsed, now) {
+        if serves(worker, slot, parsed, now) {
             // An earlier packet of this burst has just walked.
             worker.counters.add(Counter::FlowHits, 1);
             let entry = worker.flows.entry(slot);
             return forward(worker, frame, parsed, entry);
         }
-        if worker.flows.entry(slot).generation != worker.generation as u32 {
+        if worker.flows.entry(slot).binding.generation != worker.generation as u32 {
             worker.counters.add(Counter::TableWalks, 1);
         }
     }

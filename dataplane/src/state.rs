@@ -3,7 +3,7 @@
 use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
-use crate::flow::{FlowTable, Templates};
+use crate::flow::{FlowEntry, FlowTable, Templates};
 use crate::icmp_error::Limiter;
 use crate::parse::Ingress;
 use crate::stages::Stages;
@@ -13,7 +13,7 @@ use fairway_tables::{PortId, View};
 /// A worker's memory: private, except the connection table.
 pub struct WorkerState {
     /// Flows of packets that this worker received.
-    pub flows: FlowTable,
+    pub flows: FlowTable<FlowEntry>,
     /// Headers to put before packets.
     pub templates: Templates,
     /// Connections, shared by all workers.

@@ -1,7 +1,64 @@
 //! A flow's key and what to do with its packets: plain data, one cache line.
 
+use crate::conntrack::{ConnRef, Direction};
 use crate::hash::fold_multiply;
 use bytemuck::{Pod, Zeroable};
+
+/// What a flow table holds: one flow of either address family.
+pub trait Flow: Pod {
+    /// What identifies it.
+    type Key: Copy + Eq;
+
+    /// The flow's key.
+    fn key(&self) -> &Self::Key;
+
+    /// A well-mixed hash of a key.
+    fn hash(key: &Self::Key, seed: u64) -> u64;
+
+    /// Whether the slot is free.
+    fn is_empty(&self) -> bool;
+
+    /// Its validity and its connection.
+    fn binding(&self) -> &Binding;
+
+    /// As [`Flow::binding`], to be changed.
+    fn binding_mut(&mut self) -> &mut Binding;
+}
+
+/// Under what an entry was compiled, and whose it is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Binding {
+    /// Low half of the table generation under which the entry was compiled.
+    pub generation: u32,
+    /// [`Binding::NAT`], [`Binding::ENCAP`], [`Binding::REPLY`].
+    pub flags: u32,
+    /// The connection in the connection table.
+    pub conn: u32,
+    /// That connection's generation, to notice that its place was given to another.
+    pub conn_generation: u32,
+    /// Tick of the last time that the connection was told that it lives.
+    pub touched: u32,
+}
+
+impl Binding {
+    /// Addresses or ports change.
+    pub const NAT: u32 = 1;
+    /// The template is an encapsulation.
+    pub const ENCAP: u32 = 2;
+    /// The flow is its connection's reply direction.
+    pub const REPLY: u32 = 4;
+    /// No connection stands behind the flow.
+    pub const NO_CONNECTION: u32 = u32::MAX;
+
+    /// The connection behind the flow, and the flow's direction in it.
+    #[inline(always)]
+    pub fn connection(&self) -> Option<(ConnRef, Direction)> {
+        let direction = if self.flags & Self::REPLY != 0 { Direction::Reply } else { Direction::Original };
+        let conn = ConnRef { index: self.conn, generation: self.conn_generation };
+        (self.conn != Self::NO_CONNECTION).then_some((conn, direction))
+    }
+}
 
 /// What identifies a flow on this worker: the IPv4 5-tuple and where it came in. Fields are raw.
 #[repr(C)]
@@ -59,8 +116,6 @@ impl FlowKey {
 pub struct FlowEntry {
     /// The flow; an empty slot has an all-zero key.
     pub key: FlowKey,
-    /// Low half of the table generation under which the entry was compiled.
-    pub generation: u32,
     /// Source address to write.
     pub new_src: u32,
     /// Destination address to write.
@@ -79,30 +134,36 @@ pub struct FlowEntry {
     pub mtu: u16,
     /// Source port of the encapsulation.
     pub entropy: u16,
-    /// [`FlowEntry::NAT`], [`FlowEntry::ENCAP`], [`FlowEntry::REPLY`].
-    pub flags: u32,
-    /// The connection in the connection table.
-    pub conn: u32,
-    /// That connection's generation, to notice that its place was given to another.
-    pub conn_generation: u32,
-    /// Tick of the last time that the connection was told that it lives.
-    pub touched: u32,
+    /// Validity and connection.
+    pub binding: Binding,
 }
 
-impl FlowEntry {
-    /// Addresses or ports change.
-    pub const NAT: u32 = 1;
-    /// The template is an encapsulation.
-    pub const ENCAP: u32 = 2;
-    /// The flow is its connection's reply direction.
-    pub const REPLY: u32 = 4;
-    /// No connection stands behind the flow.
-    pub const NO_CONNECTION: u32 = u32::MAX;
+impl Flow for FlowEntry {
+    type Key = FlowKey;
 
-    /// Whether the slot is free.
     #[inline(always)]
-    pub fn is_empty(&self) -> bool {
+    fn key(&self) -> &FlowKey {
+        &self.key
+    }
+
+    #[inline(always)]
+    fn hash(key: &FlowKey, seed: u64) -> u64 {
+        key.hash(seed)
+    }
+
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
         self.key.meta == 0
+    }
+
+    #[inline(always)]
+    fn binding(&self) -> &Binding {
+        &self.binding
+    }
+
+    #[inline(always)]
+    fn binding_mut(&mut self) -> &mut Binding {
+        &mut self.binding
     }
 }
 

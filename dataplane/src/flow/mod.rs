@@ -6,7 +6,7 @@ mod rewrite;
 mod table;
 mod template;
 
-pub use entry::{FlowEntry, FlowKey};
+pub use entry::{Binding, Flow, FlowEntry, FlowKey};
 pub use memory::HugeSlice;
 pub use rewrite::{Rewrite, apply};
 pub use table::{FlowTable, WINDOW};

@@ -1,7 +1,7 @@
 //! The one place that changes a packet on its way through: decapsulate, TTL, addresses, ports, checksums,
 //! Ethernet header or encapsulation. Flow hits and first packets both end here.
 
-use super::{FlowEntry, Template};
+use super::{Binding, FlowEntry, Template};
 use crate::parse::Parsed;
 use crate::wire::{ETH_LEN, checksum, ipv4, proto, put_raw16, put_raw32, raw16, vxlan};
 use fairway_pmd::Frame;
@@ -29,7 +29,7 @@ pub fn apply(
     // Leaves Ethernet padding behind.
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));
     rewrite_ip(frame.bytes_mut(), parsed, entry)?;
-    if entry.flags & FlowEntry::ENCAP == 0 {
+    if entry.binding.flags & Binding::ENCAP == 0 {
         let Some(ethernet) = frame.bytes_mut().first_chunk_mut::<ETH_LEN>() else {
             return Err(DropReason::Truncated);
         };
@@ -57,7 +57,7 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed, entry: &Rewrite) -> Result<(), 
     ip[8] = ip[8].wrapping_sub(1);
     let sum = checksum::update(raw16(ip, ipv4::CHECKSUM), entry.ip_delta);
     put_raw16(ip, ipv4::CHECKSUM, sum);
-    if entry.flags & FlowEntry::NAT == 0 {
+    if entry.binding.flags & Binding::NAT == 0 {
         return Ok(());
     }
     put_raw32(ip, ipv4::SRC, entry.new_src);

@@ -1,33 +1,32 @@
-//! A worker's private flow table: open addressing, one cache line per flow.
+//! A worker's private flow table, one per address family: open addressing, one entry of whole cache lines per flow.
 //!
 //! An entry lies at most [`WINDOW`] − 1 slots behind its home slot. Filled to at most half, most are found at
 //! home, and the rest on the following lines, which the hardware prefetches. When a window is full the
 //! entry longest untouched makes room: this is a cache, whose truth is the connection table.
 
-use super::{FlowEntry, FlowKey, HugeSlice};
-use bytemuck::Zeroable;
+use super::{Flow, HugeSlice};
 
 /// Slots that a look-up reads at most.
 pub const WINDOW: usize = 16;
 
 /// See the module's head.
-pub struct FlowTable {
+pub struct FlowTable<F: Flow> {
     /// A power of two of homes, and `WINDOW` more slots so that a window never wraps.
-    slots: HugeSlice<FlowEntry>,
+    slots: HugeSlice<F>,
     mask: usize,
     used: usize,
     seed: u64,
     sweep: usize,
 }
 
-impl FlowTable {
-    /// A table that serves `flows` at half load; memory is 128 bytes per flow, touched as it is used.
-    pub fn new(flows: usize, seed: u64) -> FlowTable {
+impl<F: Flow> FlowTable<F> {
+    /// A table that serves `flows` at half load; memory is two entries per flow, touched as it is used.
+    pub fn new(flows: usize, seed: u64) -> FlowTable<F> {
         let homes = (flows.max(WINDOW) * 2).next_power_of_two();
         FlowTable { slots: HugeSlice::zeroed(homes + WINDOW), mask: homes - 1, used: 0, seed, sweep: 0 }
     }
 
-    /// The seed for [`FlowKey::hash`].
+    /// The seed for [`Flow::hash`].
     #[inline(always)]
     pub fn seed(&self) -> u64 {
         self.seed
@@ -51,11 +50,11 @@ impl FlowTable {
 
     /// The slot of a flow, compiled under whatever generation.
     #[inline(always)]
-    pub fn find(&self, hash: u64, key: &FlowKey) -> Option<usize> {
+    pub fn find(&self, hash: u64, key: &F::Key) -> Option<usize> {
         let home = hash as usize & self.mask;
         let window = self.slots.get(home..home + WINDOW)?;
         for (offset, slot) in window.iter().enumerate() {
-            if slot.key == *key {
+            if slot.key() == key {
                 return Some(home + offset);
             }
             if slot.is_empty() {
@@ -67,19 +66,19 @@ impl FlowTable {
 
     /// The entry in a slot that [`FlowTable::find`] or [`FlowTable::insert`] returned.
     #[inline(always)]
-    pub fn entry(&self, slot: usize) -> &FlowEntry {
+    pub fn entry(&self, slot: usize) -> &F {
         &self.slots[slot]
     }
 
     /// As [`FlowTable::entry`], to be changed in anything but its key.
     #[inline(always)]
-    pub fn entry_mut(&mut self, slot: usize) -> &mut FlowEntry {
+    pub fn entry_mut(&mut self, slot: usize) -> &mut F {
         &mut self.slots[slot]
     }
 
     /// Puts an entry in, replacing the same flow's or, in a full window, the longest untouched one.
-    pub fn insert(&mut self, entry: FlowEntry) -> usize {
-        let home = entry.key.hash(self.seed) as usize & self.mask;
+    pub fn insert(&mut self, entry: F) -> usize {
+        let home = F::hash(entry.key(), self.seed) as usize & self.mask;
         let mut oldest = home;
         for slot in home..home + WINDOW {
             let held = &self.slots[slot];
@@ -88,11 +87,11 @@ impl FlowTable {
                 self.slots[slot] = entry;
                 return slot;
             }
-            if held.key == entry.key {
+            if held.key() == entry.key() {
                 self.slots[slot] = entry;
                 return slot;
             }
-            if (held.touched.wrapping_sub(self.slots[oldest].touched) as i32) < 0 {
+            if (held.binding().touched.wrapping_sub(self.slots[oldest].binding().touched) as i32) < 0 {
                 oldest = slot;
             }
         }
@@ -109,14 +108,14 @@ impl FlowTable {
         let mut next = slot + 1;
         // An entry lies less than a window behind its home, so further ones cannot belong into the gap.
         while next < self.slots.len() && next - gap < WINDOW && !self.slots[next].is_empty() {
-            let home = self.slots[next].key.hash(self.seed) as usize & self.mask;
+            let home = F::hash(self.slots[next].key(), self.seed) as usize & self.mask;
             if home <= gap {
                 self.slots[gap] = self.slots[next];
                 gap = next;
             }
             next += 1;
         }
-        self.slots[gap] = FlowEntry::zeroed();
+        self.slots[gap] = F::zeroed();
         self.used -= 1;
     }
 
@@ -126,7 +125,7 @@ impl FlowTable {
         for _ in 0..count.min(self.slots.len()) {
             let slot = self.sweep;
             let entry = &self.slots[slot];
-            if !entry.is_empty() && tick.wrapping_sub(entry.touched) as i32 > idle_ticks as i32 {
+            if !entry.is_empty() && tick.wrapping_sub(entry.binding().touched) as i32 > idle_ticks as i32 {
                 // Another entry may have moved here: look again next.
                 self.remove(slot);
                 continue;
@@ -137,14 +136,16 @@ impl FlowTable {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.slots.fill(FlowEntry::zeroed());
+        self.slots.fill(F::zeroed());
         self.used = 0;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{FlowEntry, FlowKey};
     use super::*;
+    use bytemuck::Zeroable;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -152,11 +153,11 @@ mod tests {
         let mut entry = FlowEntry::zeroed();
         entry.key = FlowKey::new(n, n ^ 7, n.rotate_left(9), 6, 3, 0);
         entry.new_src = n;
-        entry.touched = touched;
+        entry.binding.touched = touched;
         entry
     }
 
-    fn find(table: &FlowTable, n: u32) -> Option<u32> {
+    fn find(table: &FlowTable<FlowEntry>, n: u32) -> Option<u32> {
         let key = entry(n, 0).key;
         table.find(key.hash(table.seed()), &key).map(|slot| table.entry(slot).new_src)
     }

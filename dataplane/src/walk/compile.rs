@@ -4,7 +4,7 @@ use super::connection::Bound;
 use super::route::Way;
 use crate::clock::Now;
 use crate::conntrack::{Direction, Tuple};
-use crate::flow::FlowEntry;
+use crate::flow::{Binding, FlowEntry};
 use crate::parse::Parsed;
 use crate::state::WorkerState;
 use crate::wire::{checksum, ports_to_raw, proto, vxlan};
@@ -31,21 +31,8 @@ pub(super) fn compile(
     // Where nothing is translated the ports stay as they are, whatever the protocol keeps in their place.
     let new_ports = if translates { ports_of(&bound.leaves) } else { parsed.key.ports };
     let addresses = checksum::delta32(parsed.key.src, new_src) + checksum::delta32(parsed.key.dst, new_dst);
-    let mut flags = 0;
-    if translates {
-        flags |= FlowEntry::NAT;
-    }
-    if way.encapsulates {
-        flags |= FlowEntry::ENCAP;
-    }
-    if matches!(bound.conn, Some((_, Direction::Reply))) {
-        flags |= FlowEntry::REPLY;
-    }
-    let (conn, conn_generation) =
-        bound.conn.map_or((FlowEntry::NO_CONNECTION, 0), |(conn, _)| (conn.index, conn.generation));
     Ok(FlowEntry {
         key: parsed.key,
-        generation: worker.generation as u32,
         new_src,
         new_dst,
         new_ports,
@@ -55,12 +42,32 @@ pub(super) fn compile(
         out_port: way.port.0,
         mtu: way.mtu.min(u32::from(u16::MAX)) as u16,
         entropy: vxlan::entropy_port(parsed.key.hash(worker.flows.seed())),
+        binding: binding(worker, bound, way, now),
+    })
+}
+
+/// The part of an entry that is the same for both address families.
+fn binding(worker: &WorkerState, bound: &Bound, way: &Way, now: Now) -> Binding {
+    let mut flags = 0;
+    if bound.arrives != bound.leaves {
+        flags |= Binding::NAT;
+    }
+    if way.encapsulates {
+        flags |= Binding::ENCAP;
+    }
+    if matches!(bound.conn, Some((_, Direction::Reply))) {
+        flags |= Binding::REPLY;
+    }
+    let (conn, conn_generation) =
+        bound.conn.map_or((Binding::NO_CONNECTION, 0), |(conn, _)| (conn.index, conn.generation));
+    Binding {
+        generation: worker.generation as u32,
         flags,
         conn,
         conn_generation,
         // A TCP flow's next packet is told to the connection table too: it may complete the handshake.
-        touched: now.tick().wrapping_sub(u32::from(parsed.key.proto() == proto::TCP)),
-    })
+        touched: now.tick().wrapping_sub(u32::from(bound.arrives.proto == proto::TCP)),
+    }
 }
 
 fn ports_of(tuple: &Tuple) -> u32 {

@@ -1,10 +1,9 @@
 //! The connection that a packet belongs to: a known one keeps its binding whatever the tables now say (I6);
 //! a new one is bound here.
 
-use super::service;
+use super::{Packet, service};
 use crate::clock::Now;
 use crate::conntrack::{ConnRef, Direction, Found, InsertError, Tuple};
-use crate::parse::Parsed;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
@@ -24,37 +23,36 @@ pub(super) struct Bound {
 }
 
 /// For packets that belong to no connection.
-pub(super) fn untracked(parsed: &Parsed) -> Bound {
-    let tuple = Tuple::of(&parsed.key);
+pub(super) fn untracked(tuple: Tuple) -> Bound {
     Bound { arrives: tuple, leaves: tuple, conn: None }
 }
 
 pub(super) fn find_or_begin(
     worker: &mut WorkerState,
     tables: View<'_>,
-    parsed: &Parsed,
+    packet: &Packet,
     now: Now,
 ) -> Result<Bound, DropReason> {
-    let tuple = Tuple::of(&parsed.key);
+    let tuple = packet.tuple;
     if let Some(found) = worker.conntrack.lookup(&tuple) {
-        let reused = opens(parsed) && found.state.may_be_reused();
-        if !reused && !lost_its_backend(tables, &found, &tuple, parsed) {
-            return Ok(known(worker, &found, tuple, parsed, now));
+        let reused = opens(packet) && found.state.may_be_reused();
+        if !reused && !lost_its_backend(tables, &found, &tuple, packet) {
+            return Ok(known(worker, &found, tuple, packet, now));
         }
         worker.conntrack.remove(found.conn);
     }
-    begin(worker, tables, tuple, parsed, now)
+    begin(worker, tables, tuple, packet, now)
 }
 
-fn opens(parsed: &Parsed) -> bool {
-    parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+fn opens(packet: &Packet) -> bool {
+    packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
 }
 
 /// Whether a conversation that has no end of its own, or a TCP connection that has hardly begun, goes to a
 /// backend that its service does not have any more. Such a one is bound anew, as kube-proxy does by deleting
 /// UDP entries of removed endpoints; an established TCP connection is not (I6).
-fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, parsed: &Parsed) -> bool {
-    if found.direction == Direction::Reply || (tuple.proto == proto::TCP && !opens(parsed)) {
+fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &Packet) -> bool {
+    if found.direction == Direction::Reply || (tuple.proto == proto::TCP && !opens(packet)) {
         return false;
     }
     let leaves = found.translated();
@@ -66,8 +64,8 @@ fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, parsed: &Par
     leaves != *tuple && service::find(tables, tuple).is_some_and(|service| !listed(service))
 }
 
-fn known(worker: &WorkerState, found: &Found, tuple: Tuple, parsed: &Parsed, now: Now) -> Bound {
-    worker.conntrack.update(found.conn, tuple.proto, found.direction, parsed.tcp_flags, now.seconds);
+fn known(worker: &WorkerState, found: &Found, tuple: Tuple, packet: &Packet, now: Now) -> Bound {
+    worker.conntrack.update(found.conn, tuple.proto, found.direction, packet.tcp_flags, now.seconds);
     Bound { arrives: tuple, leaves: found.translated(), conn: Some((found.conn, found.direction)) }
 }
 
@@ -75,11 +73,11 @@ fn begin(
     worker: &mut WorkerState,
     tables: View<'_>,
     tuple: Tuple,
-    parsed: &Parsed,
+    packet: &Packet,
     now: Now,
 ) -> Result<Bound, DropReason> {
     let service = service::find(tables, &tuple);
-    if tuple.proto == proto::TCP && parsed.tcp_flags & tcp_flags::RST != 0 {
+    if tuple.proto == proto::TCP && packet.tcp_flags & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
     }
     let id = service.as_ref().map(|service| service.service().id);
@@ -91,10 +89,10 @@ fn begin(
         };
         let back = leaves.reversed();
         let insert =
-            |worker: &WorkerState| worker.conntrack.insert(&tuple, &back, parsed.tcp_flags, id, now.seconds);
+            |worker: &WorkerState| worker.conntrack.insert(&tuple, &back, packet.tcp_flags, id, now.seconds);
         let mut inserted = insert(worker);
         if let Err(InsertError::Clash(Some(other))) = &inserted
-            && opens(parsed)
+            && opens(packet)
             && other.state.may_be_reused()
         {
             // The other connection is over; its tuple is free to be used again.
@@ -106,7 +104,7 @@ fn begin(
                 worker.counters.add(Counter::ConntrackNew, 1);
                 return Ok(Bound { arrives: tuple, leaves, conn: Some((conn, Direction::Original)) });
             }
-            Err(InsertError::Exists(found)) => return Ok(known(worker, &found, tuple, parsed, now)),
+            Err(InsertError::Exists(found)) => return Ok(known(worker, &found, tuple, packet, now)),
             Err(InsertError::Full) => return Err(DropReason::ConntrackFull),
             Err(InsertError::Clash(_)) if service.is_some() => {}
             Err(InsertError::Clash(_)) => break,

@@ -11,11 +11,28 @@ mod service;
 mod source;
 
 use crate::clock::Now;
+use crate::conntrack::Tuple;
 use crate::flow::FlowEntry;
 use crate::parse::{Ingress, Parsed};
 use crate::state::WorkerState;
 use fairway_pmd::Frame;
-use fairway_tables::{DropReason, Ip, PortKind, View};
+use fairway_tables::{DropReason, PortKind, View};
+
+/// What the walk asks of a packet, of either address family.
+pub(crate) struct Packet {
+    /// Its addresses, ports and protocol.
+    pub(crate) tuple: Tuple,
+    /// TCP control bits.
+    pub(crate) tcp_flags: u8,
+    /// Raw outer source address, of a packet from a tunnel.
+    pub(crate) outer: u32,
+}
+
+impl Packet {
+    fn of(parsed: &Parsed) -> Packet {
+        Packet { tuple: Tuple::of(&parsed.key), tcp_flags: parsed.tcp_flags, outer: parsed.key.outer }
+    }
+}
 
 /// What the walk decided.
 pub enum Outcome {
@@ -33,11 +50,12 @@ pub fn walk(
     parsed: &Parsed,
     now: Now,
 ) -> Result<Outcome, DropReason> {
-    source::check(tables, ingress, parsed)?;
-    if is_for_gateway(tables, parsed) {
+    let packet = Packet::of(parsed);
+    source::check(tables, ingress, &packet)?;
+    if packet.tuple.dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    let bound = connection::find_or_begin(worker, tables, parsed, now)?;
+    let bound = connection::find_or_begin(worker, tables, &packet, now)?;
     let way = route::resolve(tables, ingress, bound.leaves.dst)?;
     compile::compile(worker, parsed, &bound, &way, now).map(Outcome::Forward)
 }
@@ -52,12 +70,13 @@ pub fn walk_single(
     frame: &mut Frame,
     now: Now,
 ) -> Result<Outcome, DropReason> {
-    source::check(tables, ingress, parsed)?;
-    if is_for_gateway(tables, parsed) {
+    let packet = Packet::of(parsed);
+    source::check(tables, ingress, &packet)?;
+    if packet.tuple.dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
     related::translate(worker, frame, parsed)?;
-    let bound = connection::untracked(parsed);
+    let bound = connection::untracked(Tuple::of(&parsed.key));
     let way = route::resolve(tables, ingress, bound.leaves.dst)?;
     compile::compile(worker, parsed, &bound, &way, now).map(Outcome::Forward)
 }
@@ -72,11 +91,7 @@ pub fn way_back(
 ) -> Result<FlowEntry, DropReason> {
     // Answers to the host go back to the host; only what it sends itself may not.
     let ingress = Ingress { kind: PortKind::Uplink, ..*ingress };
-    let bound = connection::untracked(parsed);
+    let bound = connection::untracked(Tuple::of(&parsed.key));
     let way = route::resolve(tables, &ingress, bound.leaves.dst)?;
     compile::compile(worker, parsed, &bound, &way, now)
-}
-
-fn is_for_gateway(tables: View<'_>, parsed: &Parsed) -> bool {
-    Ip::v4(parsed.key.dst.to_ne_bytes()) == tables.settings().gateway_ip
 }

@@ -1,21 +1,23 @@
 //! May this packet come from where it came? (RFC 2827, RFC 1812 section 5.3.7/5.3.8.)
 
-use crate::parse::{Ingress, Parsed};
+use super::Packet;
+use crate::conntrack::Tuple;
+use crate::parse::Ingress;
 use crate::wire::ipv4;
 use fairway_tables::{DropReason, Ip, NextHopKind, PortKind, View};
 
 /// Refuses martians, pods that send from an address not theirs, nodes that send for pods not theirs, and a
 /// host that sends from a pod's address.
-pub(super) fn check(tables: View<'_>, ingress: &Ingress, parsed: &Parsed) -> Result<(), DropReason> {
-    if ipv4::is_martian_source(parsed.key.src) || ipv4::is_martian_destination(parsed.key.dst) {
+pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &Packet) -> Result<(), DropReason> {
+    let Tuple { src, dst, .. } = packet.tuple;
+    if is_martian(src) || is_martian(dst) {
         return Err(DropReason::Martian);
     }
-    let src = Ip::v4(parsed.key.src.to_ne_bytes());
     let honest = match ingress.kind {
         PortKind::Pod => tables.endpoint(src).is_some_and(|endpoint| endpoint.port == ingress.port),
         PortKind::Host => tables.endpoint(src).is_none(),
         PortKind::Uplink => {
-            let node = Ip::v4(parsed.key.outer.to_ne_bytes());
+            let node = Ip::v4(packet.outer.to_ne_bytes());
             if tables.tunnel(node).is_none() {
                 return Err(DropReason::UnknownVtep);
             }
@@ -23,4 +25,9 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, parsed: &Parsed) -> Res
         }
     };
     if honest { Ok(()) } else { Err(DropReason::SpoofedSource) }
+}
+
+/// Whether no packet to forward may have this source or destination.
+fn is_martian(ip: Ip) -> bool {
+    ip.as_v4().is_none_or(|octets| ipv4::is_martian(u32::from_ne_bytes(octets)))
 }

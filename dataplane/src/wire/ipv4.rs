@@ -126,18 +126,12 @@ impl Repr {
     }
 }
 
-/// Whether no packet may be sent from this address (RFC 1812 section 5.3.7): `0/8`, loopback, multicast,
-/// reserved and broadcast.
+/// Whether no packet to forward may have this raw source or destination (RFC 1812 section 5.3.7): `0/8`, loopback,
+/// multicast, which is not routed, reserved and broadcast.
 #[inline]
-pub fn is_martian_source(raw: u32) -> bool {
+pub fn is_martian(raw: u32) -> bool {
     let first = raw.to_ne_bytes()[0];
     first == 0 || first == 127 || first >= 224
-}
-
-/// Whether no packet may be forwarded to this address: as for sources; multicast is not routed.
-#[inline]
-pub fn is_martian_destination(raw: u32) -> bool {
-    is_martian_source(raw)
 }
 
 #[cfg(test)]
