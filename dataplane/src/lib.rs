@@ -11,6 +11,7 @@ pub mod crew;
 pub mod engine;
 pub mod exception;
 pub mod flow;
+pub mod freshness;
 mod hash;
 pub mod icmp_error;
 pub mod parse;
@@ -25,6 +26,7 @@ pub mod wire;
 pub mod worker;
 
 pub use clock::Now;
+pub use freshness::Freshness;
 pub use hash::random_seed;
 pub use process::process;
 pub use state::WorkerState;

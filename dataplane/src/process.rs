@@ -17,6 +17,7 @@ use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::exception::{self, Answer};
 use crate::flow::{self, Binding, Flow, FlowEntry, FlowTable};
+use crate::freshness::Freshness;
 use crate::icmp_error;
 use crate::parse::{Class, Parsed, parse};
 use crate::state::WorkerState;
@@ -103,19 +104,19 @@ pub fn process(
     worker.counters.add(Counter::FlowHits, hits);
 }
 
-/// Whether a found flow may serve this packet: compiled under the present tables, and its connection alive.
+/// Whether a found flow may serve this packet: the tables still say so, and its connection is alive.
 #[inline(always)]
 fn hit<F: Flow>(
     flows: &mut FlowTable<F>,
     conntrack: &Conntrack,
-    generation: u64,
+    freshness: &Freshness,
     slot: usize,
     packet: &Arrival<'_, F>,
     now: Now,
 ) -> bool {
     let entry = flows.entry(slot);
     // An insert earlier in this burst may have put another flow into this place.
-    if entry.binding().generation != generation as u32 || entry.key() != packet.key {
+    if !freshness.is_fresh(entry.binding()) || entry.key() != packet.key {
         return false;
     }
     let control = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
@@ -157,8 +158,8 @@ impl Parsed {
 
 #[inline(always)]
 fn serves(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> bool {
-    let WorkerState { flows, conntrack, generation, .. } = worker;
-    hit(flows, conntrack, *generation, slot, &parsed.arrival(), now)
+    let WorkerState { flows, conntrack, freshness, .. } = worker;
+    hit(flows, conntrack, freshness, slot, &parsed.arrival(), now)
 }
 
 /// Rewrites a packet as its flow says; returns the output port.
@@ -199,7 +200,7 @@ fn miss(
             let entry = worker.flows.entry(slot);
             return forward(worker, frame, parsed, entry);
         }
-        if worker.flows.entry(slot).binding.generation != worker.generation as u32 {
+        if !worker.freshness.is_fresh(&worker.flows.entry(slot).binding) {
             worker.counters.add(Counter::TableWalks, 1);
         }
     }

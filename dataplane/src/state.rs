@@ -4,6 +4,7 @@ use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
 use crate::flow::{FlowEntry, FlowTable, Templates};
+use crate::freshness::Freshness;
 use crate::icmp_error::Limiter;
 use crate::parse::Ingress;
 use crate::stages::Stages;
@@ -24,8 +25,8 @@ pub struct WorkerState {
     pub stages: Stages,
     /// How many ICMP errors may still be sent.
     pub icmp_limit: Limiter,
-    /// Table generation that `ports` and fresh flow entries are of.
-    pub generation: u64,
+    /// Which flow entries still hold.
+    pub freshness: Freshness,
     ports: Vec<Option<Ingress>>,
     random: u64,
     conntrack_cursor: u32,
@@ -41,18 +42,18 @@ impl WorkerState {
             counters: Counters::new(ports),
             stages: Stages::new(),
             icmp_limit: Limiter::new(ports),
-            generation: u64::MAX,
+            freshness: Freshness::new(),
             ports: vec![None; ports],
             random: crate::random_seed() | 1,
             conntrack_cursor: crate::random_seed() as u32,
         }
     }
 
-    /// Takes note of a new table generation: flow entries compiled before it are walked anew, each when its
+    /// Takes note of what changed in the tables: flow entries that depend on it are walked anew, each when its
     /// next packet comes.
     #[inline(always)]
     pub fn sync(&mut self, tables: View<'_>) {
-        if tables.generation() != self.generation {
+        if !self.freshness.is_current(tables) && self.freshness.update(tables) {
             self.reload(tables);
         }
     }
@@ -61,12 +62,11 @@ impl WorkerState {
     pub fn forget_tables(&mut self) {
         self.flows.clear();
         self.templates.clear();
-        self.generation = u64::MAX;
+        self.freshness.forget();
     }
 
     #[cold]
     fn reload(&mut self, tables: View<'_>) {
-        self.generation = tables.generation();
         let settings = tables.settings();
         for (index, slot) in self.ports.iter_mut().enumerate() {
             let id = PortId(index as u16);

@@ -360,7 +360,7 @@ impl Worker {
                 Command::Close(port) => self.close(run, port),
                 Command::Tables(tables) => {
                     self.tables = *tables;
-                    // Their generations say nothing about entries compiled under the former ones.
+                    // Their list of changes says nothing about entries compiled under the former ones.
                     self.state.forget_tables();
                 }
                 Command::Stop => return true,

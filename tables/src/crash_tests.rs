@@ -89,6 +89,7 @@ fn crash_at((first, second, undisturbed): &Case, stores: u64, again_after: u64) 
     let mut new = old.clone();
     new.apply(second);
     let mut reader = Reader::open(dir, "witness").unwrap();
+    let changes_seen = reader.view().change_count();
 
     writer.stop_after_stores(stores);
     if !stopped(|| writer.apply(second)) {
@@ -107,6 +108,8 @@ fn crash_at((first, second, undisturbed): &Case, stores: u64, again_after: u64) 
     assert_each_old_or_new(&now, &old, &new);
     now.check(writer.view());
     now.check(reader.view());
+    let is_told = reader.view().change_count() != changes_seen;
+    assert!(is_told || now == old, "a change that no reader was told of");
 
     reader.quiescent();
     writer.apply(second).unwrap();

@@ -31,6 +31,10 @@ pub(crate) mod header {
     pub(crate) const CAPACITIES: usize = 64;
     /// On a line of its own: all readers load it, all the time.
     pub(crate) const GENERATION: usize = 192;
+    /// Entries ever written to the ring of changes; beside the generation, since who loads one loads the other.
+    pub(crate) const CHANGE_COUNT: usize = 200;
+    /// 1 while a batch is being stored.
+    pub(crate) const STORING: usize = 248;
     /// Prefix whose expansion is under way: {1 or 0, prefix in three words}.
     pub(crate) const JOURNAL: usize = 256;
     /// Prefix of the above.
@@ -40,7 +44,11 @@ pub(crate) mod header {
     /// Two `u32`: the leaf of `0.0.0.0/0` and of `::/0`.
     pub(crate) const DEFAULT_V4: usize = 512;
     pub(crate) const DEFAULT_V6: usize = 516;
+    /// The ring of [`changes`](crate::changes).
+    pub(crate) const CHANGES: usize = 2048;
 }
+
+const _: () = assert!(header::CHANGES + 8 * crate::changes::RING as usize <= HEADER_LEN);
 
 /// FNV-1a, 64 bits: for fingerprints, not for hash tables.
 pub(crate) fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
@@ -215,6 +223,7 @@ impl Layout {
             Keyed::<ServiceKey, ServiceValue>::shape(),
             [Backends::STRIDE, size_of::<Service>(), size_of::<NextHop>()],
             [Trie4::ROOT_BITS as usize, Trie6::ROOT_BITS as usize, HEADER_LEN],
+            [header::CHANGE_COUNT, header::CHANGES, crate::changes::RING as usize],
         ];
         fnv(shapes.as_flattened().iter().flat_map(|n| (*n as u64).to_le_bytes()))
     }

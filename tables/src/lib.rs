@@ -19,6 +19,7 @@ mod region;
 
 #[cfg(not(loom))]
 mod blocks;
+mod changes;
 mod error;
 #[cfg(not(loom))]
 mod files;
@@ -48,6 +49,7 @@ mod crash_tests;
 mod loom_tests;
 
 pub use addr::{Ip, Mac, MacParseError, Prefix, PrefixParseError};
+pub use changes::Change;
 pub use error::{ApplyError, OpenError};
 pub use layout::Capacities;
 #[cfg(not(loom))]

@@ -182,13 +182,16 @@ impl<'a> Difference<'a> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
+        self.is_only_services() && self.services.set.is_empty() && self.services.delete.is_empty()
+    }
+
+    /// Whether no other table changes.
+    pub(crate) fn is_only_services(&self) -> bool {
         self.settings.is_empty()
             && self.ports.is_empty()
             && self.endpoints.is_empty()
             && self.routes.is_empty()
             && self.neighbours.is_empty()
             && self.tunnels.is_empty()
-            && self.services.set.is_empty()
-            && self.services.delete.is_empty()
     }
 }

@@ -1,6 +1,7 @@
 //! Looking things up: what the dataplane does per packet. No allocation, no lock, no store, no system
 //! call; every look-up is bounded even if the file is damaged.
 
+use crate::changes::{self, Change};
 use crate::keyed::KeyedIter;
 use crate::layout::{Layout, RouteValue, ServiceValue, header};
 use crate::record::*;
@@ -40,6 +41,20 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub fn generation(&self) -> u64 {
         self.tables.region.load64(header::GENERATION, Ordering::Acquire)
+    }
+
+    /// How many changes were ever noted. Load it before looking things up that are to be remembered, and ask
+    /// [`changes`](Self::changes) later what of it may have changed.
+    #[inline(always)]
+    pub fn change_count(&self) -> u64 {
+        changes::count(&self.tables.region)
+    }
+
+    /// What changed from one [`change_count`](Self::change_count) to a later one;
+    /// [`Change::Everything`] if that is too long ago to say.
+    #[inline]
+    pub fn changes(&self, from: u64, to: u64, note: impl FnMut(Change)) {
+        changes::each(&self.tables.region, from, to, note);
     }
 
     /// What holds for the whole node; all zero if it was never set.

@@ -5,6 +5,7 @@
 //! the last counts.
 
 use crate::blocks::{Block, Blocks};
+use crate::changes::Noted;
 use crate::error::{ApplyError, OpenError};
 use crate::files::{self, WriterLock};
 use crate::keyed::KeyedWriter;
@@ -144,8 +145,13 @@ impl Writer {
                 .state
                 .recover(&writer.tables, &writer.region, generation)
                 .map_err(|damage| damage.in_file(&files.path))?;
-            if changed {
-                writer.region.store64(header::GENERATION, generation, Ordering::Release);
+            // The former writer may have been killed before it noted what its last batch was about.
+            let cut_short = writer.region.load64(header::STORING, Ordering::Acquire) != 0;
+            if cut_short {
+                Noted::everything().publish(&writer.region);
+            }
+            if changed || cut_short {
+                writer.finish_batch(generation);
             }
         }
         Ok(writer)
@@ -185,9 +191,15 @@ impl Writer {
         self.check_fit(&diff).map_err(|shortage| self.refuse(shortage))?;
         let blocks = self.take_blocks(&diff).map_err(|shortage| self.refuse(shortage))?;
         let generation = current.wrapping_add(1);
-        self.store(&diff, &blocks, generation);
-        self.region.store64(header::GENERATION, generation, Ordering::Release);
+        self.region.store64(header::STORING, 1, Ordering::Release);
+        self.store(&diff, &blocks, generation).publish(&self.region);
+        self.finish_batch(generation);
         Ok(generation)
+    }
+
+    fn finish_batch(&self, generation: u64) {
+        self.region.store64(header::GENERATION, generation, Ordering::Release);
+        self.region.store64(header::STORING, 0, Ordering::Release);
     }
 
     /// Frees what no reader can be reading any more. Readers that are behind may be so because they died.
@@ -273,17 +285,18 @@ impl Writer {
         Ok(taken)
     }
 
-    /// Stores a batch that is known to fit.
-    fn store(&mut self, diff: &Difference<'_>, blocks: &[Option<Block>], generation: u64) {
+    /// Stores a batch that is known to fit; returns what it is about.
+    fn store(&mut self, diff: &Difference<'_>, blocks: &[Option<Block>], generation: u64) -> Noted {
         let Writer { tables, region, state, .. } = self;
         let seed = tables.seed;
         let store = Store { region, seed, generation };
+        let mut noted = if diff.is_only_services() { Noted::default() } else { Noted::everything() };
         store.set(&mut state.settings, &diff.settings);
         store.set(&mut state.ports, &diff.ports);
         store.set(&mut state.neighbours, &diff.neighbours);
         store.set(&mut state.tunnels, &diff.tunnels);
         store.set(&mut state.endpoints, &diff.endpoints);
-        store.set_services(state, &tables.layout, diff, blocks);
+        store.set_services(state, &tables.layout, diff, blocks, &mut noted);
         for (prefix, next_hop) in &diff.routes.set {
             store.set_route(state, &tables.layout, prefix, next_hop);
         }
@@ -293,12 +306,14 @@ impl Writer {
         state.lpm.next_hops.retire_unreferenced(region, &tables.layout.tries, generation);
         for key in &diff.services.delete {
             let old = state.services.delete(region, seed, key, generation);
+            old.iter().for_each(|old| noted.service(old.service.id));
             state.retire_backends(old, generation);
         }
         store.delete(&mut state.endpoints, &diff.endpoints);
         store.delete(&mut state.tunnels, &diff.tunnels);
         store.delete(&mut state.neighbours, &diff.neighbours);
         store.delete(&mut state.ports, &diff.ports);
+        noted
     }
 
     /// How full each table is.
@@ -392,6 +407,7 @@ impl Store<'_> {
         layout: &Layout,
         diff: &Difference<'_>,
         blocks: &[Option<Block>],
+        noted: &mut Noted,
     ) {
         for ((key, (service, backends)), block) in diff.services.set.iter().zip(blocks) {
             let first = block.map_or(0, |block| block.first);
@@ -407,6 +423,9 @@ impl Store<'_> {
             let value = ServiceValue { service: *service, first, count };
             let old = state.services.set(self.region, self.seed, key, &value, self.generation);
             state.backends += u64::from(count);
+            // A service may have got another number: results found under either are stale.
+            noted.service(service.id);
+            old.iter().for_each(|old| noted.service(old.service.id));
             state.retire_backends(old, self.generation);
         }
     }

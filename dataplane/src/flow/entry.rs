@@ -1,6 +1,7 @@
 //! A flow's key and what to do with its packets: plain data, one cache line.
 
 use crate::conntrack::{ConnRef, Direction};
+use crate::freshness::Dependency;
 use crate::hash::fold_multiply;
 use bytemuck::{Pod, Zeroable};
 
@@ -29,9 +30,9 @@ pub trait Flow: Pod {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Binding {
-    /// Low half of the table generation under which the entry was compiled.
-    pub generation: u32,
-    /// [`Binding::NAT`], [`Binding::ENCAP`], [`Binding::REPLY`].
+    /// The [`Freshness`](crate::Freshness) stamp under which the entry was compiled.
+    pub stamp: u32,
+    /// [`Binding::NAT`], [`Binding::ENCAP`], [`Binding::REPLY`]; in the upper half the [`Dependency`].
     pub flags: u32,
     /// The connection in the connection table.
     pub conn: u32,
@@ -50,6 +51,17 @@ impl Binding {
     pub const REPLY: u32 = 4;
     /// No connection stands behind the flow.
     pub const NO_CONNECTION: u32 = u32::MAX;
+
+    /// The flags for what an entry depends on.
+    pub fn depends_on(dependency: Dependency) -> u32 {
+        u32::from(dependency.bits()) << 16
+    }
+
+    /// Bits of what the entry depends on.
+    #[inline(always)]
+    pub fn dependency(&self) -> u16 {
+        (self.flags >> 16) as u16
+    }
 
     /// The connection behind the flow, and the flow's direction in it.
     #[inline(always)]

@@ -48,7 +48,7 @@ impl<F: Flow> FlowTable<F> {
         self.slots.prefetch(hash as usize & self.mask);
     }
 
-    /// The slot of a flow, compiled under whatever generation.
+    /// The slot of a flow, fresh or stale.
     #[inline(always)]
     pub fn find(&self, hash: u64, key: &F::Key) -> Option<usize> {
         let home = hash as usize & self.mask;

@@ -48,7 +48,7 @@ pub(super) fn compile(
 
 /// The part of an entry that is the same for both address families.
 fn binding(worker: &WorkerState, bound: &Bound, way: &Way, now: Now) -> Binding {
-    let mut flags = 0;
+    let mut flags = Binding::depends_on(bound.dependency);
     if bound.arrives != bound.leaves {
         flags |= Binding::NAT;
     }
@@ -61,7 +61,7 @@ fn binding(worker: &WorkerState, bound: &Bound, way: &Way, now: Now) -> Binding 
     let (conn, conn_generation) =
         bound.conn.map_or((Binding::NO_CONNECTION, 0), |(conn, _)| (conn.index, conn.generation));
     Binding {
-        generation: worker.generation as u32,
+        stamp: worker.freshness.stamp(bound.dependency.bits()),
         flags,
         conn,
         conn_generation,

@@ -4,6 +4,7 @@
 use super::{Packet, service};
 use crate::clock::Now;
 use crate::conntrack::{ConnRef, Direction, Found, InsertError, Tuple};
+use crate::freshness::Dependency;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
@@ -20,11 +21,13 @@ pub(super) struct Bound {
     pub(super) leaves: Tuple,
     /// The connection, and the packet's direction in it.
     pub(super) conn: Option<(ConnRef, Direction)>,
+    /// The service that decided, and whose change may make the decision another.
+    pub(super) dependency: Dependency,
 }
 
 /// For packets that belong to no connection.
 pub(super) fn untracked(tuple: Tuple) -> Bound {
-    Bound { arrives: tuple, leaves: tuple, conn: None }
+    Bound { arrives: tuple, leaves: tuple, conn: None, dependency: Dependency::NONE }
 }
 
 pub(super) fn find_or_begin(
@@ -37,7 +40,7 @@ pub(super) fn find_or_begin(
     if let Some(found) = worker.conntrack.lookup(&tuple) {
         let reused = opens(packet) && found.state.may_be_reused();
         if !reused && !lost_its_backend(tables, &found, &tuple, packet) {
-            return Ok(known(worker, &found, tuple, packet, now));
+            return Ok(known(worker, tables, &found, tuple, packet, now));
         }
         worker.conntrack.remove(found.conn);
     }
@@ -64,9 +67,23 @@ fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &Pac
     leaves != *tuple && service::find(tables, tuple).is_some_and(|service| !listed(service))
 }
 
-fn known(worker: &WorkerState, found: &Found, tuple: Tuple, packet: &Packet, now: Now) -> Bound {
+fn known(
+    worker: &WorkerState,
+    tables: View<'_>,
+    found: &Found,
+    tuple: Tuple,
+    packet: &Packet,
+    now: Now,
+) -> Bound {
     worker.conntrack.update(found.conn, tuple.proto, found.direction, packet.tcp_flags, now.seconds);
-    Bound { arrives: tuple, leaves: found.translated(), conn: Some((found.conn, found.direction)) }
+    let leaves = found.translated();
+    // Only a request's translation follows from a service (see `lost_its_backend`).
+    let dependency = match found.direction {
+        Direction::Original if leaves != tuple => service::find(tables, &tuple)
+            .map_or(Dependency::ANY_SERVICE, |service| Dependency::service(service.service().id)),
+        _ => Dependency::NONE,
+    };
+    Bound { arrives: tuple, leaves, conn: Some((found.conn, found.direction)), dependency }
 }
 
 fn begin(
@@ -102,9 +119,11 @@ fn begin(
         match inserted {
             Ok(conn) => {
                 worker.counters.add(Counter::ConntrackNew, 1);
-                return Ok(Bound { arrives: tuple, leaves, conn: Some((conn, Direction::Original)) });
+                let dependency = id.map_or(Dependency::NONE, Dependency::service);
+                let conn = Some((conn, Direction::Original));
+                return Ok(Bound { arrives: tuple, leaves, conn, dependency });
             }
-            Err(InsertError::Exists(found)) => return Ok(known(worker, &found, tuple, packet, now)),
+            Err(InsertError::Exists(found)) => return Ok(known(worker, tables, &found, tuple, packet, now)),
             Err(InsertError::Full) => return Err(DropReason::ConntrackFull),
             Err(InsertError::Clash(_)) if service.is_some() => {}
             Err(InsertError::Clash(_)) => break,
