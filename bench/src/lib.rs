@@ -2,3 +2,4 @@
 
 pub mod alloc;
 pub mod engine;
+pub mod pktgen;

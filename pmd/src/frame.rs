@@ -140,18 +140,28 @@ impl Frame {
         true
     }
 
-    /// Replaces the packet by a copy of `bytes`, placed after the UMEM's usual headroom. Returns `false`,
-    /// and changes nothing, if they do not fit.
-    pub fn copy_from(&mut self, bytes: &[u8]) -> bool {
+    /// Makes the packet `len` bytes long, placed after the UMEM's usual headroom; its bytes hold whatever was
+    /// there. Returns `false`, and changes nothing, if they do not fit.
+    #[inline]
+    pub fn reset(&mut self, len: usize) -> bool {
         let chunk = self.headroom as usize + self.capacity as usize;
-        if bytes.len() + HEADROOM > chunk {
+        if len + HEADROOM > chunk {
             return false;
         }
         // SAFETY: `HEADROOM <= chunk`, and `data - headroom` is the chunk's start.
         self.data = unsafe { self.data.sub(self.headroom as usize).add(HEADROOM) };
         self.headroom = HEADROOM as u16;
         self.capacity = (chunk - HEADROOM) as u16;
-        self.len = bytes.len() as u16;
+        self.len = len as u16;
+        true
+    }
+
+    /// Replaces the packet by a copy of `bytes`, placed after the UMEM's usual headroom. Returns `false`,
+    /// and changes nothing, if they do not fit.
+    pub fn copy_from(&mut self, bytes: &[u8]) -> bool {
+        if !self.reset(bytes.len()) {
+            return false;
+        }
         self.bytes_mut().copy_from_slice(bytes);
         true
     }

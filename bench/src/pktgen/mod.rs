@@ -1,0 +1,21 @@
+//! `fairway-pktgen`: a generator and a sink over the engine's drivers, and what is measured with them.
+//! docs/pktgen.md explains fields, counts and methods.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`scenario`], [`ranges`] | the scenario file, validated |
+//! | [`paths`], [`plan`] | ways through the device under test; flows by number |
+//! | [`frame`], [`arrival`], [`generator`] | which packet when, and its bytes; no I/O, no clock |
+//! | [`sink`] | loss, duplicates, order and latency of what arrives; no I/O, no clock |
+//!
+//! Nothing here decides how packets are forwarded, and the engine links nothing of it.
+
+pub mod arrival;
+pub mod frame;
+pub mod generator;
+pub mod paths;
+pub mod plan;
+pub mod random;
+pub mod ranges;
+pub mod scenario;
+pub mod sink;
