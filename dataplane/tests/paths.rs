@@ -465,18 +465,6 @@ fn the_entropy_port_stays_with_a_flow_and_differs_between_flows() {
 }
 
 #[test]
-fn a_full_connection_table_drops_new_flows_and_keeps_old_ones() {
-    let mut world = World::new(WorldConfig { connections: 16, ..WorldConfig::default() });
-    let frame = |sport| addr::from_pod(0, addr::pod(1)).udp(sport, 2, b"");
-    for sport in 0..20 {
-        assert_eq!(world.send(addr::pod_port(0), &frame(sport)).is_some(), sport < 16);
-    }
-    assert_eq!(drops(&world, DropReason::ConntrackFull), 4);
-    assert!(world.send(addr::pod_port(0), &frame(3)).is_some());
-    world.finish();
-}
-
-#[test]
 fn one_burst_may_hold_every_kind_of_packet() {
     let mut world = World::new(WorldConfig::default());
     world.set_service(VIP, 80, proto::TCP, 1, &[(addr::remote_pod(0, 7), 8080)]);

@@ -69,8 +69,10 @@ reasons! {
     UnknownVtep = "unknown-vtep",
     /// A TCP reset that belongs to no connection.
     StrayReset = "stray-reset",
-    /// The connection table has no room.
+    /// The connection table is full of what is worth more than a new flow.
     ConntrackFull = "conntrack-full",
+    /// The source has as many connections without an answer under way as one source may have.
+    ConntrackShare = "conntrack-share",
     /// Another connection's packets come back with the very tuple that this one's would.
     TupleClash = "tuple-clash",
     /// An ARP packet that asks nothing of the gateway.

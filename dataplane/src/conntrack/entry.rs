@@ -1,62 +1,164 @@
 //! One connection as it lies in shared memory: 32 words, every one an atomic.
 
+use super::sync::{AtomicU32, Ordering, fence};
 use super::tuple::Tuple;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-/// See the module's head. Two cache lines.
+/// Words of a tuple that are kept. The model checker looks at every word's every past value; ports and
+/// protocol are enough for it, and the addresses in its tests are unspecified.
+#[cfg(not(loom))]
+const KEPT: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+#[cfg(loom)]
+const KEPT: [usize; 2] = [8, 9];
+
+/// See the module's head. Two cache lines. Every store goes through the methods below, which tests can stop.
 #[repr(C, align(128))]
 pub(super) struct Entry {
-    /// Even: stable. Odd: being written, or a writer died here. Each reuse adds 2.
-    pub(super) sequence: AtomicU32,
-    /// [`State`](super::State) and flags; zero is free.
-    pub(super) state: AtomicU32,
+    /// Even: stable. Odd: being written, or a writer died here. Each write adds 2.
+    sequence: AtomicU32,
+    /// See [`Word`](super::word::Word); zero is free.
+    word: AtomicU32,
     /// Seconds of `CLOCK_MONOTONIC` of the last packet known.
-    pub(super) last_seen_s: AtomicU32,
+    last_seen_s: AtomicU32,
     /// Seconds of `CLOCK_MONOTONIC` of the first packet.
-    pub(super) created_s: AtomicU32,
+    created_s: AtomicU32,
     /// `Service::id` plus one, or zero.
-    pub(super) service: AtomicU32,
+    service: AtomicU32,
     /// Zero; for what later versions keep per connection.
+    #[cfg(not(loom))]
     reserved: [AtomicU32; 7],
-    tuples: [[AtomicU32; 10]; 2],
+    tuples: [[AtomicU32; KEPT.len()]; 2],
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Entry>() == 128);
 
+/// What an entry says besides its state.
+#[derive(Clone, Copy)]
+pub(super) struct Facts {
+    pub(super) tuples: [Tuple; 2],
+    pub(super) service: Option<u32>,
+    pub(super) now_s: u32,
+}
+
 impl Entry {
+    #[cfg(loom)]
+    pub(super) fn new() -> Entry {
+        let zero = || AtomicU32::new(0);
+        let tuple = || std::array::from_fn(|_| zero());
+        Entry {
+            sequence: zero(),
+            word: zero(),
+            last_seen_s: zero(),
+            created_s: zero(),
+            service: zero(),
+            tuples: [tuple(), tuple()],
+        }
+    }
+
+    /// The sequence number under which what follows is read.
+    pub(super) fn sequence(&self) -> u32 {
+        self.sequence.load(Ordering::Acquire)
+    }
+
+    pub(super) fn word(&self) -> u32 {
+        self.word.load(Ordering::Acquire)
+    }
+
+    pub(super) fn last_seen_s(&self) -> u32 {
+        self.last_seen_s.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn created_s(&self) -> u32 {
+        self.created_s.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn service(&self) -> Option<u32> {
+        self.service.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(super) fn see(&self, now_s: u32) {
+        before_store();
+        self.last_seen_s.store(now_s, Ordering::Relaxed);
+    }
+
+    /// Changes the word from what it was, which is returned if it is that no more. It fails only then.
+    pub(super) fn change_word(&self, from: u32, to: u32) -> Result<u32, u32> {
+        before_store();
+        self.word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+
     /// Takes the right to write: the sequence number goes odd. Only the holder of a free place does this.
-    pub(super) fn begin_write(&self) {
+    fn begin_write(&self) {
         let sequence = self.sequence.load(Ordering::Relaxed);
+        before_store();
         self.sequence.store(sequence | 1, Ordering::Relaxed);
         fence(Ordering::Release);
     }
 
     /// Ends writing: the next even number. Returns it.
-    pub(super) fn end_write(&self) -> u32 {
-        let sequence = (self.sequence.load(Ordering::Relaxed) | 1).wrapping_add(1);
+    fn end_write(&self) -> u32 {
+        let sequence = self.next_generation();
+        before_store();
         self.sequence.store(sequence, Ordering::Release);
         sequence
     }
 
-    pub(super) fn write_tuples(&self, tuples: &[Tuple; 2]) {
-        for (words, tuple) in self.tuples.iter().zip(tuples) {
-            for (word, value) in words.iter().zip(tuple.to_words()) {
-                word.store(value, Ordering::Relaxed);
+    /// The generation that the next write gives the entry. Only for the holder of the place.
+    fn next_generation(&self) -> u32 {
+        (self.sequence.load(Ordering::Relaxed) | 1).wrapping_add(1)
+    }
+
+    /// Writes a connection into a free place that the caller holds; `word` makes the first word from the
+    /// generation, which is returned.
+    pub(super) fn fill(&self, facts: &Facts, word: impl FnOnce(u32) -> u32) -> u32 {
+        self.begin_write();
+        for (words, tuple) in self.tuples.iter().zip(&facts.tuples) {
+            let values = tuple.to_words();
+            for (word, kept) in words.iter().zip(KEPT) {
+                before_store();
+                word.store(values[kept], Ordering::Relaxed);
             }
         }
+        self.see(facts.now_s);
+        before_store();
+        self.created_s.store(facts.now_s, Ordering::Relaxed);
+        before_store();
+        self.service.store(facts.service.map_or(0, |id| id.wrapping_add(1)), Ordering::Relaxed);
+        before_store();
+        self.word.store(word(self.next_generation()), Ordering::Release);
+        self.end_write()
+    }
+
+    /// Makes a place's word zero and its generation another. Only for the place's holder.
+    pub(super) fn vacate(&self) {
+        self.begin_write();
+        before_store();
+        self.word.store(0, Ordering::Release);
+        self.end_write();
     }
 
     /// Both tuples and the sequence number under which they were read; `None` if they are being written.
     pub(super) fn read_tuples(&self) -> Option<([Tuple; 2], u32)> {
-        let before = self.sequence.load(Ordering::Acquire);
+        let before = self.sequence();
         if before & 1 == 1 {
             return None;
         }
         let read = |which: usize| {
-            Tuple::from_words(std::array::from_fn(|i| self.tuples[which][i].load(Ordering::Relaxed)))
+            let mut words = [0; 10];
+            for (word, kept) in self.tuples[which].iter().zip(KEPT) {
+                words[kept] = word.load(Ordering::Relaxed);
+            }
+            Tuple::from_words(words)
         };
         let tuples = [read(0), read(1)];
         fence(Ordering::Acquire);
         (self.sequence.load(Ordering::Relaxed) == before).then_some((tuples, before))
     }
+}
+
+/// Where tests stop the process, as a kill would: before each store to shared memory.
+#[inline(always)]
+pub(super) fn before_store() {
+    #[cfg(all(test, not(loom)))]
+    super::fault::before_store();
 }

@@ -3,13 +3,13 @@
 // UNSAFETY: a mapping is viewed as a slice of atomics here.
 #![allow(unsafe_code)]
 
-use super::entry::Entry;
+use super::entry::{Entry, before_store};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const MAGIC: [u8; 8] = *b"FWconntk";
 /// Changes with the meaning of any field.
@@ -102,12 +102,29 @@ impl Map {
         }
         // Pages of the table are touched as connections come; the mapping itself costs no memory.
         let raw = MmapOptions::new().len(size as usize).map_raw(&file).map_err(fail)?;
-        Ok(Map { _file: Some(file), raw, capacity: capacity as usize })
+        let map = Map { _file: Some(file), raw, capacity: capacity as usize };
+        if map.entries().get(map.ever_used()).is_some_and(|entry| entry.sequence() != 0) {
+            // The place behind the last was used as well: the number is not to be trusted.
+            map.use_up_to(capacity - 1);
+        }
+        Ok(map)
     }
 
     /// Places below this may hold something; those above were never touched, so that an empty table costs
     /// no memory and no time to open.
-    pub(super) fn ever_used(&self) -> &AtomicU32 {
+    pub(super) fn ever_used(&self) -> usize {
+        (self.watermark().load(Ordering::Relaxed) as usize).min(self.capacity)
+    }
+
+    /// Says that a place is about to be used.
+    pub(super) fn use_up_to(&self, place: u32) {
+        if self.ever_used() <= place as usize {
+            before_store();
+            self.watermark().fetch_max(place + 1, Ordering::Release);
+        }
+    }
+
+    fn watermark(&self) -> &AtomicU32 {
         // SAFETY: four bytes in the header, aligned; atomics only, as below.
         unsafe { &*self.raw.as_mut_ptr().add(EVER_USED).cast::<AtomicU32>() }
     }

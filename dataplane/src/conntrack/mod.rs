@@ -1,7 +1,7 @@
-//! Connections, in memory that outlives the process.
+//! Connections, in memory that outlives the process. docs/conntrack.md says what happens when it is full.
 //!
 //! The file holds a header and an array of entries, nothing else: both directions' tuples, the TCP state
-//! and when a packet was last seen. Everything that finds entries (hash chains, the list of free places)
+//! and when a packet was last seen. Everything that finds entries (hash chains, sets of places by worth)
 //! is private to the process and rebuilt from the entries when the next one opens the file; so a process
 //! killed at any point leaves at worst one entry whose sequence number is odd, which is then free.
 //!
@@ -10,15 +10,27 @@
 //!   changed in between means "look elsewhere". A look-up may miss an entry that moves at that moment.
 //! - Therefore [`Conntrack::insert`] looks again under the locks of the two chains it changes. Locks are
 //!   taken only when a connection begins or ends, never for a packet of an established one.
-//! - State and time are single atomic words, which any worker may store.
+//! - State and time are single atomic words, which any worker may store. The state's word carries a tag of the
+//!   place's generation and is changed by compare-and-swap only, so that each change has one author.
+//! - Nobody holds a lock while he takes another's place: making room comes first, insertion afterwards.
 
+mod chains;
 mod entry;
+#[cfg(all(test, not(loom)))]
+mod fault;
+mod ledger;
 mod map;
+mod places;
+mod room;
+mod sync;
 mod table;
 mod tcp;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod tuple;
+mod value;
 
 pub use map::ConntrackError;
-pub use table::{ConnRef, Connection, Conntrack, Found, InsertError, Summary};
+pub use table::{ConnRef, Connection, Conntrack, Found, InsertError, Inserted, Summary};
 pub use tcp::{State, Timeouts};
 pub use tuple::{Direction, Tuple};

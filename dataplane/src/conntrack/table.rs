@@ -1,13 +1,16 @@
 //! The connection table. See the folder's head for its rules.
 
-use super::entry::Entry;
+use super::chains::{Chains, holds};
+use super::entry::{Entry, Facts};
+use super::ledger::Ledger;
 use super::map::{ConntrackError, Map};
+use super::room::NoRoom;
 use super::tcp::{self, State, Timeouts};
 use super::tuple::{Direction, Tuple};
-use crossbeam_queue::ArrayQueue;
+use super::value::{Value, tagged, untagged};
+use crate::clock::Now;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// A connection's place, and its generation so that a place given to another is noticed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,15 +53,52 @@ pub struct Connection {
     pub tuples: [Tuple; 2],
     /// Its state.
     pub state: State,
-    /// Second of its last packet known.
+    /// Whether packets have come back.
+    pub replied: bool,
+    /// `Service::id` of the service that it was begun to.
+    pub service: Option<u32>,
+    /// Second of `CLOCK_MONOTONIC` of its first packet.
+    pub created_s: u32,
+    /// Second of `CLOCK_MONOTONIC` of its last packet known.
     pub last_seen_s: u32,
+}
+
+impl Connection {
+    /// What a place holds, read whole; `None` if that is nothing, or just changing.
+    pub(super) fn read(index: u32, entry: &Entry) -> Option<Connection> {
+        let word = entry.word();
+        let state = State::from_bits(word);
+        if state == State::Free {
+            return None;
+        }
+        let (service, created_s, last_seen_s) = (entry.service(), entry.created_s(), entry.last_seen_s());
+        let (tuples, generation) = entry.read_tuples()?;
+        // Its tag says whether the word is of the same connection; see `tagged`.
+        if word != tagged(word, generation) {
+            return None;
+        }
+        let conn = ConnRef { index, generation };
+        let replied = word & tcp::ONE_WAY == 0 && state != State::New;
+        Some(Connection { conn, tuples, state, replied, service, created_s, last_seen_s })
+    }
+}
+
+/// A connection that was inserted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Inserted {
+    /// Where it is.
+    pub conn: ConnRef,
+    /// Whether another had to make room for it.
+    pub evicted: bool,
 }
 
 /// Why a connection was not inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
-    /// No free place.
+    /// No free place, and everything is worth more than a new flow.
     Full,
+    /// The source has as many openings under way as one may have.
+    Share,
     /// Another worker inserted the same connection just before.
     Exists(Found),
     /// Another connection's packets come back with the tuple that this one's would; `None` if it is this
@@ -75,26 +115,18 @@ pub struct Summary {
     pub capacity: usize,
 }
 
-const LOCKS: usize = 1024;
-const END: u32 = 0;
-
 /// See the module's head. Shared by all workers.
 #[derive(Clone)]
 pub struct Conntrack {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    map: Map,
-    /// First link of each chain: `(index << 1 | direction) + 1`, or [`END`].
-    heads: Box<[AtomicU32]>,
-    /// Next link of each entry's two chains.
-    links: Box<[[AtomicU32; 2]]>,
-    locks: Box<[AtomicBool]>,
-    free: ArrayQueue<u32>,
+/// What all holders of a [`Conntrack`] share.
+pub(super) struct Inner {
+    pub(super) map: Map,
+    chains: Chains,
+    pub(super) ledger: Ledger,
     timeouts: Timeouts,
-    seed: u64,
-    expired: AtomicU64,
 }
 
 impl Conntrack {
@@ -116,27 +148,18 @@ impl Conntrack {
 
     fn over(map: Map, timeouts: Timeouts) -> Conntrack {
         let capacity = map.entries().len();
-        let chains = (capacity * 2).next_power_of_two().max(LOCKS);
-        let inner = Inner {
-            heads: (0..chains).map(|_| AtomicU32::new(END)).collect(),
-            links: (0..capacity).map(|_| [AtomicU32::new(END), AtomicU32::new(END)]).collect(),
-            locks: (0..LOCKS).map(|_| AtomicBool::new(false)).collect(),
-            free: ArrayQueue::new(capacity.max(1)),
-            timeouts,
-            seed: crate::random_seed(),
-            expired: AtomicU64::new(0),
-            map,
-        };
+        let inner = Inner { chains: Chains::new(capacity), ledger: Ledger::new(capacity), timeouts, map };
         inner.rebuild();
         Conntrack { inner: Arc::new(inner) }
     }
 
     /// Finds either direction of a connection. Takes no lock.
     pub fn lookup(&self, tuple: &Tuple) -> Option<Found> {
-        self.inner.lookup(self.inner.chain(tuple), tuple)
+        self.inner.lookup(tuple)
     }
 
-    /// Inserts a connection whose packets arrive as `original` and whose replies arrive as `reply`.
+    /// Inserts a connection whose packets arrive as `original` and whose replies arrive as `reply`. In a full
+    /// table something of less worth makes room, if there is such a thing.
     ///
     /// # Errors
     /// See [`InsertError`]; nothing is inserted then.
@@ -147,270 +170,216 @@ impl Conntrack {
         flags: u8,
         service: Option<u32>,
         now_s: u32,
-    ) -> Result<ConnRef, InsertError> {
-        self.inner.insert([*original, *reply], flags, service, now_s)
+    ) -> Result<Inserted, InsertError> {
+        self.inner.insert(&Facts { tuples: [*original, *reply], service, now_s }, flags)
     }
 
     /// Notes a packet with its TCP control bits. `false` if the connection is gone.
     pub fn update(&self, conn: ConnRef, protocol: u8, direction: Direction, flags: u8, now_s: u32) -> bool {
-        let Some(entry) = self.inner.map.entries().get(conn.index as usize) else { return false };
-        if entry.sequence.load(Ordering::Acquire) != conn.generation {
+        let inner = &*self.inner;
+        let Some(entry) = inner.entry(conn.index) else { return false };
+        if entry.sequence() != conn.generation {
             return false;
         }
-        let mut word = entry.state.load(Ordering::Relaxed);
+        let mut word = entry.word();
         loop {
-            let next = tcp::next(word, protocol, direction, flags);
-            if State::from_bits(word) == State::Free {
+            if State::from_bits(word) == State::Free || word != tagged(word, conn.generation) {
                 return false;
             }
+            let next = tagged(tcp::next(untagged(word), protocol, direction, flags), conn.generation);
             if next == word {
                 break;
             }
-            match entry.state.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => break,
+            // Read before the word is changed: once it is, this was the connection's and no other's.
+            let (from, to) = (Value::of(word, protocol), Value::of(next, protocol));
+            let tuples = if from == to { None } else { entry.read_tuples() };
+            match entry.change_word(word, next) {
+                Ok(_) => {
+                    if let Some((tuples, _)) = tuples {
+                        let source = inner.source(&tuples);
+                        inner.ledger.changed(conn.index, from, to, source, || inner.value(conn.index));
+                    }
+                    break;
+                }
                 Err(now) => word = now,
             }
         }
-        entry.last_seen_s.store(now_s, Ordering::Relaxed);
+        entry.see(now_s);
         true
     }
 
-    /// Notes that packets are seen. `false` if the connection is gone.
-    #[inline]
-    pub fn touch(&self, conn: ConnRef, now_s: u32) -> bool {
-        let Some(entry) = self.inner.map.entries().get(conn.index as usize) else { return false };
-        if entry.sequence.load(Ordering::Acquire) != conn.generation {
-            return false;
-        }
-        entry.last_seen_s.store(now_s, Ordering::Relaxed);
-        true
-    }
-
-    /// Forgets a connection, unless its place already belongs to another.
-    pub fn remove(&self, conn: ConnRef) {
-        self.inner.remove(conn, |_| true);
+    /// Forgets a connection, unless its place already belongs to another; whether it did.
+    pub fn remove(&self, conn: ConnRef) -> bool {
+        self.inner.remove(conn, |_| true)
     }
 
     /// Looks at `count` places from `*cursor` on, and forgets connections whose time is over; returns how many.
     pub fn expire(&self, cursor: &mut u32, count: u32, now_s: u32) -> usize {
-        let entries = self.inner.used_entries();
+        let used = self.inner.used_entries().len() as u32;
         let mut expired = 0;
-        for _ in 0..count.min(entries.len() as u32) {
-            let index = *cursor % entries.len() as u32;
-            *cursor = (index + 1) % entries.len() as u32;
-            let entry = &entries[index as usize];
-            let state = entry.state.load(Ordering::Relaxed);
-            if state == State::Free as u32 || !self.inner.is_expired(index, state, now_s) {
+        for _ in 0..count.min(used) {
+            let index = *cursor % used;
+            *cursor = (index + 1) % used;
+            let Some(entry) = self.inner.entry(index) else { continue };
+            let (generation, word) = (entry.sequence(), entry.word());
+            if State::from_bits(word) == State::Free || !self.inner.is_expired(index, word, now_s) {
                 continue;
             }
-            let conn = ConnRef { index, generation: entry.sequence.load(Ordering::Acquire) };
-            let still = |state| self.inner.is_expired(index, state, now_s);
-            expired += usize::from(self.inner.remove(conn, still));
+            let still = |word| self.inner.is_expired(index, word, now_s);
+            expired += usize::from(self.inner.remove(ConnRef { index, generation }, still));
         }
-        self.inner.expired.fetch_add(expired as u64, Ordering::Relaxed);
         expired
     }
 
     /// Connections, one place at a time; a snapshot of each, not of all.
     pub fn iter(&self) -> impl Iterator<Item = Connection> + '_ {
-        self.inner.used_entries().iter().enumerate().filter_map(|(index, entry)| {
-            let state = State::from_bits(entry.state.load(Ordering::Acquire));
-            let (tuples, generation) = entry.read_tuples()?;
-            if state == State::Free {
-                return None;
-            }
-            let conn = ConnRef { index: index as u32, generation };
-            Some(Connection { conn, tuples, state, last_seen_s: entry.last_seen_s.load(Ordering::Relaxed) })
-        })
+        let entries = self.inner.used_entries().iter().enumerate();
+        entries.filter_map(|(index, entry)| Connection::read(index as u32, entry))
+    }
+
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// How full the table is.
     pub fn summary(&self) -> Summary {
-        let capacity = self.inner.map.entries().len();
-        Summary { used: capacity - self.inner.free.len(), capacity }
+        Summary { used: self.inner.ledger.used(), capacity: self.inner.map.entries().len() }
     }
 }
 
 impl Inner {
+    pub(super) fn entry(&self, index: u32) -> Option<&Entry> {
+        self.map.entries().get(index as usize)
+    }
+
     /// The places that were ever used.
     fn used_entries(&self) -> &[Entry] {
-        let entries = self.map.entries();
-        let used = self.map.ever_used().load(Ordering::Relaxed) as usize;
-        &entries[..used.min(entries.len())]
+        &self.map.entries()[..self.map.ever_used()]
     }
 
     /// Chains what the file holds, and lists the rest as free.
     fn rebuild(&self) {
+        let now_s = Now::read().seconds;
         for (index, entry) in self.used_entries().iter().enumerate() {
-            let alive = State::from_bits(entry.state.load(Ordering::Relaxed)) != State::Free;
-            let tuples = if alive { entry.read_tuples() } else { None };
-            let known = |tuple: &Tuple| self.lookup(self.chain(tuple), tuple).is_some();
-            match tuples {
+            let index = index as u32;
+            let word = entry.word();
+            let alive = State::from_bits(word) != State::Free;
+            let known = |tuple: &Tuple| self.lookup(tuple).is_some();
+            match if alive { entry.read_tuples() } else { None } {
                 // A hostile file may hold one tuple twice; the first is kept.
-                Some((tuples, _)) if tuples[0] != tuples[1] && !known(&tuples[0]) && !known(&tuples[1]) => {
-                    self.link(index as u32, &tuples);
+                Some((tuples, generation))
+                    if tuples[0] != tuples[1] && !known(&tuples[0]) && !known(&tuples[1]) =>
+                {
+                    let _ = entry.change_word(word, tagged(word, generation));
+                    // Seen in the future: before the machine was started anew. It would outlive its time.
+                    if self.idle_s(index, now_s) < 0 {
+                        entry.see(now_s);
+                    }
+                    self.chains.link(index, &tuples);
+                    self.ledger.began(index, Value::of(word, tuples[0].proto), self.source(&tuples));
                 }
                 _ => {
-                    entry.begin_write();
-                    entry.state.store(State::Free as u32, Ordering::Relaxed);
-                    entry.end_write();
-                    let _ = self.free.push(index as u32);
+                    entry.vacate();
+                    self.ledger.free_range(index as usize, index as usize + 1);
                 }
             }
         }
-        for index in self.used_entries().len()..self.map.entries().len() {
-            let _ = self.free.push(index as u32);
+        self.ledger.free_range(self.used_entries().len(), self.map.entries().len());
+    }
+
+    fn lookup(&self, tuple: &Tuple) -> Option<Found> {
+        self.chains.find(self.chains.of(tuple), |index, which| {
+            let entry = self.entry(index)?;
+            let (tuples, generation) = holds(entry, which, tuple)?;
+            let state = State::from_bits(entry.word());
+            let direction = if which == 0 { Direction::Original } else { Direction::Reply };
+            let conn = ConnRef { index, generation };
+            (state != State::Free).then_some(Found { conn, direction, tuples, state })
+        })
+    }
+
+    /// Whether a connection stands in the way of one with these tuples.
+    fn in_the_way(&self, tuples: &[Tuple; 2]) -> Result<(), InsertError> {
+        if let Some(found) = self.lookup(&tuples[0]) {
+            return Err(InsertError::Exists(found));
+        }
+        match self.lookup(&tuples[1]) {
+            Some(found) => Err(InsertError::Clash(Some(found))),
+            None => Ok(()),
         }
     }
 
-    fn chain(&self, tuple: &Tuple) -> usize {
-        tuple.hash(self.seed) as usize & (self.heads.len() - 1)
-    }
-
-    fn lookup(&self, chain: usize, tuple: &Tuple) -> Option<Found> {
-        let entries = self.map.entries();
-        let mut link = self.heads[chain].load(Ordering::Acquire);
-        // A chain that changes under us may lead elsewhere; it cannot be longer than the table twice over,
-        // and a miss is made good under the lock.
-        for _ in 0..256 {
-            if link == END {
-                return None;
-            }
-            let (index, which) = ((link - 1) >> 1, (link - 1) as usize & 1);
-            let entry = entries.get(index as usize)?;
-            if let Some((tuples, generation)) = entry.read_tuples() {
-                let state = State::from_bits(entry.state.load(Ordering::Relaxed));
-                if tuples[which] == *tuple && state != State::Free {
-                    let direction = if which == 0 { Direction::Original } else { Direction::Reply };
-                    return Some(Found { conn: ConnRef { index, generation }, direction, tuples, state });
-                }
-            }
-            link = self.links[index as usize][which].load(Ordering::Acquire);
-        }
-        None
-    }
-
-    fn insert(
-        &self,
-        tuples: [Tuple; 2],
-        flags: u8,
-        service: Option<u32>,
-        now_s: u32,
-    ) -> Result<ConnRef, InsertError> {
+    fn insert(&self, facts: &Facts, flags: u8) -> Result<Inserted, InsertError> {
+        let tuples = &facts.tuples;
         if tuples[0] == tuples[1] {
             return Err(InsertError::Clash(None));
         }
-        let chains = [self.chain(&tuples[0]), self.chain(&tuples[1])];
-        let _locked = self.lock(chains);
-        if let Some(found) = self.lookup(chains[0], &tuples[0]) {
-            return Err(InsertError::Exists(found));
+        let source = self.source(tuples);
+        let free = if self.ledger.has_its_share(source) { None } else { self.ledger.claim_free() };
+        let place = match free {
+            Some(place) => place,
+            None => {
+                // Nothing makes room for what will not be inserted.
+                self.in_the_way(tuples)?;
+                self.make_room(source, facts.now_s).map_err(|none| match none {
+                    NoRoom::Full => InsertError::Full,
+                    NoRoom::Share => InsertError::Share,
+                })?
+            }
+        };
+        let locked = self.chains.lock(tuples);
+        if let Err(error) = self.in_the_way(tuples) {
+            drop(locked);
+            self.ledger.give_back(place);
+            return Err(error);
         }
-        if let Some(found) = self.lookup(chains[1], &tuples[1]) {
-            return Err(InsertError::Clash(Some(found)));
-        }
-        let Some(index) = self.free.pop() else { return Err(InsertError::Full) };
         // Before anything is written there: a process that dies here leaves a place that is looked at.
-        self.map.ever_used().fetch_max(index + 1, Ordering::Release);
-        let entry = &self.map.entries()[index as usize];
-        entry.begin_write();
-        entry.write_tuples(&tuples);
-        entry.last_seen_s.store(now_s, Ordering::Relaxed);
-        entry.created_s.store(now_s, Ordering::Relaxed);
-        entry.service.store(service.map_or(0, |id| id.wrapping_add(1)), Ordering::Relaxed);
-        entry.state.store(tcp::initial(tuples[0].proto, flags), Ordering::Relaxed);
-        let generation = entry.end_write();
-        self.link(index, &tuples);
-        Ok(ConnRef { index, generation })
+        self.map.use_up_to(place);
+        let state = tcp::initial(tuples[0].proto, flags);
+        let generation =
+            self.map.entries()[place as usize].fill(facts, |generation| tagged(state, generation));
+        self.ledger.began(place, Value::of(state, tuples[0].proto), source);
+        self.chains.link(place, tuples);
+        Ok(Inserted { conn: ConnRef { index: place, generation }, evicted: free.is_none() })
     }
 
-    fn link(&self, index: u32, tuples: &[Tuple; 2]) {
-        for (which, tuple) in tuples.iter().enumerate() {
-            let head = &self.heads[self.chain(tuple)];
-            self.links[index as usize][which].store(head.load(Ordering::Relaxed), Ordering::Relaxed);
-            head.store((index << 1 | which as u32) + 1, Ordering::Release);
-        }
+    fn is_expired(&self, index: u32, word: u32, now_s: u32) -> bool {
+        let Some((tuples, _)) = self.entry(index).and_then(Entry::read_tuples) else { return false };
+        self.idle_s(index, now_s) > self.timeouts.of_word(tuples[0].proto, word) as i32
     }
 
-    fn is_expired(&self, index: u32, state: u32, now_s: u32) -> bool {
-        let entry = &self.map.entries()[index as usize];
-        let Some((tuples, _)) = entry.read_tuples() else { return false };
-        let idle_s = now_s.wrapping_sub(entry.last_seen_s.load(Ordering::Relaxed)) as i32;
-        idle_s > self.timeouts.of(tuples[0].proto, State::from_bits(state)) as i32
-    }
-
-    /// Unlinks a connection and frees its place, if `condition` on its state still holds under the locks.
     fn remove(&self, conn: ConnRef, condition: impl Fn(u32) -> bool) -> bool {
-        let Some(entry) = self.map.entries().get(conn.index as usize) else { return false };
+        let removed = self.end(conn, condition);
+        if removed {
+            self.ledger.give_back(conn.index);
+        }
+        removed
+    }
+
+    /// Ends a connection if `condition` on its word holds. Its place then belongs to the caller, who fills it
+    /// or gives it back.
+    pub(super) fn end(&self, conn: ConnRef, condition: impl Fn(u32) -> bool) -> bool {
+        let Some(entry) = self.entry(conn.index) else { return false };
         let Some((tuples, generation)) = entry.read_tuples() else { return false };
         if generation != conn.generation {
             return false;
         }
-        let _locked = self.lock([self.chain(&tuples[0]), self.chain(&tuples[1])]);
-        let state = entry.state.load(Ordering::Relaxed);
-        if entry.sequence.load(Ordering::Relaxed) != conn.generation
-            || state == State::Free as u32
-            || !condition(state)
-        {
-            return false;
-        }
-        for (which, tuple) in tuples.iter().enumerate() {
-            self.unlink(self.chain(tuple), (conn.index << 1 | which as u32) + 1);
-        }
-        entry.begin_write();
-        entry.state.store(State::Free as u32, Ordering::Relaxed);
-        entry.end_write();
-        let _ = self.free.push(conn.index);
-        true
-    }
-
-    fn unlink(&self, chain: usize, target: u32) {
-        let mut place = &self.heads[chain];
+        let _locked = self.chains.lock(&tuples);
+        let mut word = entry.word();
         loop {
-            let link = place.load(Ordering::Relaxed);
-            if link == END {
-                return;
+            let ended = State::from_bits(word) == State::Free || word != tagged(word, generation);
+            if ended || entry.sequence() != generation || !condition(word) {
+                return false;
             }
-            let (index, which) = ((link - 1) >> 1, (link - 1) as usize & 1);
-            let next = &self.links[index as usize][which];
-            if link == target {
-                place.store(next.load(Ordering::Relaxed), Ordering::Release);
-                return;
+            match entry.change_word(word, 0) {
+                Ok(_) => break,
+                Err(now) => word = now,
             }
-            place = next;
         }
-    }
-
-    fn lock(&self, chains: [usize; 2]) -> Locked<'_> {
-        let (a, b) = (chains[0] % LOCKS, chains[1] % LOCKS);
-        let (low, high) = (a.min(b), a.max(b));
-        self.acquire(low);
-        if high != low {
-            self.acquire(high);
-        }
-        Locked { inner: self, low, high }
-    }
-
-    fn acquire(&self, lock: usize) {
-        let backoff = crossbeam_utils::Backoff::new();
-        while self.locks[lock]
-            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            backoff.snooze();
-        }
-    }
-}
-
-/// Two chains' locks, given back on drop.
-struct Locked<'a> {
-    inner: &'a Inner,
-    low: usize,
-    high: usize,
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        self.inner.locks[self.low].store(false, Ordering::Release);
-        self.inner.locks[self.high].store(false, Ordering::Release);
+        self.chains.unlink(conn.index, &tuples);
+        entry.vacate();
+        self.ledger.ended(conn.index, Value::of(word, tuples[0].proto), self.source(&tuples));
+        true
     }
 }

@@ -47,8 +47,12 @@ impl State {
 
 /// The direction that sent the first FIN is remembered beside the state.
 const FIN_FROM_REPLY: u32 = 1 << 8;
+/// A SYN was seen after a FIN.
+const SYN_AGAIN: u32 = 1 << 9;
+/// Nothing has come back yet.
+pub(super) const ONE_WAY: u32 = 1 << 10;
 
-/// The state word of a connection whose first packet has these control bits.
+/// The state and flags of a connection whose first packet has these control bits.
 pub(super) fn initial(protocol: u8, flags: u8) -> u32 {
     let state = if protocol != proto::TCP || flags & tcp_flags::SYN != 0 {
         State::New
@@ -58,13 +62,14 @@ pub(super) fn initial(protocol: u8, flags: u8) -> u32 {
         // Begun before we looked: picked up in the middle, as the kernel does (nf_conntrack_tcp_loose).
         State::Established
     };
-    state as u32
+    state as u32 | ONE_WAY
 }
 
-/// The state word after a packet.
+/// The state and flags after a packet.
 pub(super) fn next(word: u32, protocol: u8, direction: Direction, flags: u8) -> u32 {
-    let state = State::from_bits(word);
     let reply = direction == Direction::Reply;
+    let word = if reply { word & !ONE_WAY } else { word };
+    let state = State::from_bits(word);
     if protocol != proto::TCP {
         return if reply && state == State::New { State::Established as u32 } else { word };
     }
@@ -76,14 +81,18 @@ pub(super) fn next(word: u32, protocol: u8, direction: Direction, flags: u8) -> 
         return match state {
             State::FinWait if word & FIN_FROM_REPLY != from => State::TimeWait as u32,
             State::FinWait | State::TimeWait | State::Closed => word,
-            _ => State::FinWait as u32 | from,
+            _ => State::FinWait as u32 | from | word & ONE_WAY,
         };
     }
+    let (syn, ack) = (flags & tcp_flags::SYN != 0, flags & tcp_flags::ACK != 0);
     match state {
-        State::New if reply && flags & tcp_flags::SYN != 0 => State::SynReceived as u32,
+        State::New if reply && syn => State::SynReceived as u32,
         // A reply that is no SYN-ACK: we saw only the end of the handshake.
         State::New if reply => State::Established as u32,
-        State::SynReceived if !reply && flags & tcp_flags::ACK != 0 => State::Established as u32,
+        State::SynReceived if !reply && ack => State::Established as u32,
+        // Perhaps the client begins anew; the server's answer tells.
+        State::FinWait if !reply && syn && !ack => word | SYN_AGAIN,
+        State::FinWait if reply && syn && word & SYN_AGAIN != 0 => State::SynReceived as u32,
         _ => word,
     }
 }
@@ -98,6 +107,8 @@ pub struct Timeouts {
     pub tcp_syn_received_s: u32,
     /// Established TCP.
     pub tcp_established_s: u32,
+    /// TCP found under way, of which one side has been silent.
+    pub tcp_unacknowledged_s: u32,
     /// TCP after the first FIN.
     pub tcp_fin_s: u32,
     /// TCP after both FINs.
@@ -118,6 +129,7 @@ impl Default for Timeouts {
             tcp_syn_s: 120,
             tcp_syn_received_s: 60,
             tcp_established_s: 86_400,
+            tcp_unacknowledged_s: 300,
             tcp_fin_s: 120,
             tcp_time_wait_s: 120,
             tcp_closed_s: 10,
@@ -129,6 +141,13 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// How long a connection with this word lasts.
+    pub(super) fn of_word(&self, protocol: u8, word: u32) -> u32 {
+        let lasts_s = self.of(protocol, State::from_bits(word));
+        let silent = protocol == proto::TCP && word & ONE_WAY != 0;
+        if silent { lasts_s.min(self.tcp_unacknowledged_s) } else { lasts_s }
+    }
+
     /// How long a connection in this state lasts.
     pub fn of(&self, protocol: u8, state: State) -> u32 {
         match (protocol, state) {
@@ -146,7 +165,7 @@ impl Timeouts {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use Direction::{Original, Reply};
@@ -189,6 +208,29 @@ mod tests {
     #[test]
     fn a_connection_begun_before_we_looked_is_established() {
         assert_eq!(run(&[(Original, ACK)]), State::Established);
+    }
+
+    #[test]
+    fn a_connection_begun_before_we_looked_lasts_once_both_sides_spoke() {
+        let timeouts = Timeouts::default();
+        let word = initial(proto::TCP, ACK);
+        assert_eq!(timeouts.of_word(proto::TCP, word), timeouts.tcp_unacknowledged_s);
+        let word = next(word, proto::TCP, Reply, ACK);
+        assert_eq!(timeouts.of_word(proto::TCP, word), timeouts.tcp_established_s);
+    }
+
+    #[test]
+    fn a_connection_begun_anew_before_the_former_was_closed_is_established_again() {
+        let half_closed =
+            [(Original, SYN), (Reply, SYN | ACK), (Original, ACK), (Original, FIN | ACK), (Reply, ACK)];
+        let mut packets = half_closed.to_vec();
+        packets.push((Reply, SYN | ACK));
+        assert_eq!(run(&packets), State::FinWait, "a server's SYN-ACK sent again is no beginning");
+        let mut packets = half_closed.to_vec();
+        packets.push((Original, SYN));
+        assert_eq!(run(&packets), State::FinWait, "until the server agrees");
+        packets.extend([(Reply, SYN | ACK), (Original, ACK)]);
+        assert_eq!(run(&packets), State::Established);
     }
 
     #[test]

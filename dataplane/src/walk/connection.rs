@@ -3,7 +3,7 @@
 
 use super::{Packet, service};
 use crate::clock::Now;
-use crate::conntrack::{ConnRef, Direction, Found, InsertError, Tuple};
+use crate::conntrack::{ConnRef, Direction, Found, InsertError, Inserted, Tuple};
 use crate::freshness::Dependency;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
@@ -117,14 +117,16 @@ fn begin(
             inserted = insert(worker);
         }
         match inserted {
-            Ok(conn) => {
+            Ok(Inserted { conn, evicted }) => {
                 worker.counters.add(Counter::ConntrackNew, 1);
+                worker.counters.add(Counter::ConntrackEvicted, u64::from(evicted));
                 let dependency = id.map_or(Dependency::NONE, Dependency::service);
                 let conn = Some((conn, Direction::Original));
                 return Ok(Bound { arrives: tuple, leaves, conn, dependency });
             }
             Err(InsertError::Exists(found)) => return Ok(known(worker, tables, &found, tuple, packet, now)),
             Err(InsertError::Full) => return Err(DropReason::ConntrackFull),
+            Err(InsertError::Share) => return Err(DropReason::ConntrackShare),
             Err(InsertError::Clash(_)) if service.is_some() => {}
             Err(InsertError::Clash(_)) => break,
         }

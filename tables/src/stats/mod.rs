@@ -69,6 +69,8 @@ numbered! {
         ConntrackNew = "conntrack-new",
         /// Connections that timed out.
         ConntrackExpired = "conntrack-expired",
+        /// Connections that made room for new ones in a full table.
+        ConntrackEvicted = "conntrack-evicted",
         /// Packets taken over from other workers.
         HandoffIn = "handoff-in",
         /// Packets handed to other workers.
