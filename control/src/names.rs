@@ -9,6 +9,10 @@ pub const HOST_KERNEL_IF: &str = "fwhost0";
 pub const HOST_ENGINE_IF: &str = "fwhost1";
 /// The gateway that every pod is given.
 pub const GATEWAY_IP: Ip = Ip::v4([169, 254, 1, 1]);
+/// The gateway that every pod is given for IPv6: the link-local address that follows from [`GATEWAY_MAC`] (RFC 4291
+/// appendix A).
+pub const GATEWAY_IP6: Ip =
+    Ip([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee]);
 /// The gateway's Ethernet address, the same on every node.
 pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
 /// What VXLAN over IPv4 adds to an inner IP packet: Ethernet 14, VXLAN 8, UDP 8, IPv4 20 bytes.

@@ -166,6 +166,8 @@ const NO_SETTINGS: Settings = Settings {
     node_ip: Ip::UNSPECIFIED,
     gateway_ip: Ip::UNSPECIFIED,
     router_ip: Ip::UNSPECIFIED,
+    gateway_ip6: Ip::UNSPECIFIED,
+    router_ip6: Ip::UNSPECIFIED,
     vni: 0,
     pod_mtu: 0,
     vxlan_port: 0,

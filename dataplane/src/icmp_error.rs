@@ -1,5 +1,5 @@
-//! ICMP errors that the engine sends for packets that it drops (RFC 792, RFC 1191, RFC 1812 section 4.3.2), made in
-//! place from the dropped packet's own frame.
+//! ICMP errors that the engine sends for packets that it drops (RFC 792, RFC 1191, RFC 1812 section 4.3.2; RFC 4443,
+//! RFC 8201), made in place from the dropped packet's own frame.
 //!
 //! Which drops are told to the sender, and how:
 //!
@@ -17,19 +17,20 @@
 //! pods', so that traceroute tells the nodes apart and other nodes take it for genuine.
 
 use crate::clock::Now;
-use crate::flow::{self, FlowKey};
+use crate::family::Parcel;
+use crate::flow::{Flow, FlowKey, FlowKey6};
 use crate::parse::{Ingress, Parsed};
+use crate::parse6::Parsed6;
 use crate::state::WorkerState;
 use crate::walk;
-use crate::wire::{ETH_LEN, be16, icmp, ipv4, proto};
+use crate::wire::{ETH_LEN, be16, icmp, icmpv6, ipv4, ipv6, proto};
 use fairway_pmd::Frame;
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, PortKind, View};
+use fairway_tables::{DropReason, Ip, PortKind, View};
 
-/// Longest error message, IP header included (RFC 1812 section 4.3.2.3).
+/// Longest ICMP error, IP header included (RFC 1812 section 4.3.2.3). An ICMPv6 error goes up to the smallest MTU (RFC
+/// 4443 section 3).
 const MAX_LEN: usize = 576;
-/// Headers before the quotation.
-const HEADERS: usize = ipv4::LEN + icmp::LEN;
 /// TTL of the message; the way out takes one.
 const TTL: u8 = 65;
 
@@ -68,77 +69,93 @@ impl Limiter {
     }
 }
 
-/// What to say.
-struct Message {
-    kind: u8,
-    code: u8,
-    mtu: u16,
+/// What is wrong with a dropped packet, as its sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// TTL or hop limit ran out.
+    TimeExceeded,
+    /// Larger than this.
+    TooBig(u16),
+    /// No route.
+    NoRoute,
+    /// Nobody has the address.
+    NoHost,
+    /// Nobody listens.
+    NoPort,
 }
 
 /// Turns a dropped packet into the error that tells its sender, where that is due. Then the drop is counted, and the
 /// result is the port through which the error leaves; else the result is the reason, still to be counted.
 #[cold]
 #[allow(clippy::too_many_arguments)]
-pub fn answer(
+pub(crate) fn answer<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
     ingress: &Ingress,
-    parsed: &Parsed,
+    packet: &P,
     hash: u64,
     reason: DropReason,
     frame: &mut Frame,
     now: Now,
 ) -> Result<u16, DropReason> {
-    let Some(message) = message(worker, parsed, hash, reason, frame) else { return Err(reason) };
-    let Some(router) = tables.settings().router_ip.as_v4() else { return Err(reason) };
+    let problem = match reason {
+        DropReason::TtlExceeded => Problem::TimeExceeded,
+        DropReason::NoRoute => Problem::NoRoute,
+        DropReason::NoEndpoint => Problem::NoHost,
+        DropReason::NoBackend => Problem::NoPort,
+        DropReason::TooBig => {
+            let flows = P::flows(worker);
+            let slot = flows.find(hash, packet.key()).ok_or(reason)?;
+            Problem::TooBig(flows.entry(slot).binding().mtu)
+        }
+        _ => return Err(reason),
+    };
     if !worker.icmp_limit.allows(ingress, now) {
         worker.counters.add(Counter::IcmpLimited, 1);
         return Err(reason);
     }
-    let own = quote(frame, parsed, router, &message).ok_or(reason)?;
+    let own = packet.complain(frame, &tables.settings(), problem).ok_or(reason)?;
     let entry = walk::way_back(worker, tables, ingress, &own, now).map_err(|_| reason)?;
-    let Some(template) = worker.templates.get(entry.template) else { return Err(reason) };
-    flow::apply(frame, &own, &entry, template).map_err(|_| reason)?;
+    let Some(template) = worker.templates.get(entry.binding().template) else { return Err(reason) };
+    own.apply(frame, &entry, template).map_err(|_| reason)?;
     worker.counters.dropped(reason, ingress.port.0);
     worker.counters.add(Counter::GeneratedPackets, 1);
-    Ok(entry.out_port)
+    Ok(entry.binding().out_port)
 }
 
-fn message(
-    worker: &WorkerState,
-    parsed: &Parsed,
-    hash: u64,
-    reason: DropReason,
-    frame: &Frame,
-) -> Option<Message> {
-    let unreachable = |code| Some(Message { kind: icmp::UNREACHABLE, code, mtu: 0 });
-    match reason {
-        DropReason::TtlExceeded => Some(Message { kind: icmp::TIME_EXCEEDED, code: 0, mtu: 0 }),
-        DropReason::NoRoute => unreachable(icmp::unreachable::NET),
-        DropReason::NoEndpoint => unreachable(icmp::unreachable::HOST),
-        DropReason::NoBackend => unreachable(icmp::unreachable::PORT),
-        DropReason::TooBig => {
-            let flags = be16(frame.bytes(), usize::from(parsed.l2) + ETH_LEN + 6);
-            let entry = worker.flows.entry(worker.flows.find(hash, &parsed.key)?);
-            let code = icmp::unreachable::FRAGMENTATION_NEEDED;
-            (flags & ipv4::DF != 0).then_some(Message { kind: icmp::UNREACHABLE, code, mtu: entry.mtu })
-        }
-        _ => None,
-    }
-}
-
-/// Puts the message's headers before what is quoted of the packet; `None` if the frame is too small.
-fn quote(frame: &mut Frame, parsed: &Parsed, router: [u8; 4], message: &Message) -> Option<Parsed> {
-    frame.trim_front(usize::from(parsed.l2));
-    let quoted = usize::from(parsed.ip_len).min(MAX_LEN - HEADERS);
-    let ip_len = HEADERS + quoted;
-    if !frame.set_len(ETH_LEN + ip_len) {
+/// Makes room for headers before what is quoted of a packet, at most `max_len` bytes in all; returns the length of the
+/// quotation, or `None` if the frame is too small.
+fn quote(frame: &mut Frame, l2: u16, ip_len: u16, headers: usize, max_len: usize) -> Option<usize> {
+    frame.trim_front(usize::from(l2));
+    let quoted = usize::from(ip_len).min(max_len - headers);
+    if !frame.set_len(ETH_LEN + headers + quoted) {
         return None;
     }
-    let packet = &mut frame.bytes_mut()[ETH_LEN..];
-    packet.copy_within(..quoted, HEADERS);
-    let (ip, rest) = packet.split_first_chunk_mut::<{ ipv4::LEN }>()?;
-    icmp::write_error(rest, message.kind, message.code, message.mtu);
+    frame.bytes_mut()[ETH_LEN..].copy_within(..quoted, headers);
+    Some(quoted)
+}
+
+/// Turns an IPv4 packet into an ICMP error about itself from `router`. `None` if the packet may be fragmented where it
+/// is too big, or if there is no router's address.
+pub(crate) fn complain(frame: &mut Frame, parsed: &Parsed, router: Ip, problem: Problem) -> Option<Parsed> {
+    const HEADERS: usize = ipv4::LEN + icmp::LEN;
+    let router = router.as_v4().filter(|octets| *octets != [0; 4])?;
+    let (kind, code, mtu) = match problem {
+        Problem::TimeExceeded => (icmp::TIME_EXCEEDED, 0, 0),
+        Problem::NoRoute => (icmp::UNREACHABLE, icmp::unreachable::NET, 0),
+        Problem::NoHost => (icmp::UNREACHABLE, icmp::unreachable::HOST, 0),
+        Problem::NoPort => (icmp::UNREACHABLE, icmp::unreachable::PORT, 0),
+        Problem::TooBig(mtu) => {
+            let flags = be16(frame.bytes(), usize::from(parsed.l2) + ETH_LEN + 6);
+            if flags & ipv4::DF == 0 {
+                return None;
+            }
+            (icmp::UNREACHABLE, icmp::unreachable::FRAGMENTATION_NEEDED, mtu)
+        }
+    };
+    let quoted = quote(frame, parsed.l2, parsed.ip_len, HEADERS, MAX_LEN)?;
+    let (ip, message) = frame.bytes_mut()[ETH_LEN..].split_first_chunk_mut::<{ ipv4::LEN }>()?;
+    icmp::write_error(message, kind, code, mtu);
     let repr = ipv4::Repr {
         src: router,
         dst: parsed.key.src.to_ne_bytes(),
@@ -152,8 +169,42 @@ fn quote(frame: &mut Frame, parsed: &Parsed, router: [u8; 4], message: &Message)
         key: FlowKey::new(u32::from_ne_bytes(router), parsed.key.src, 0, proto::ICMP, 0, 0),
         l2: 0,
         ip_header_len: ipv4::LEN as u16,
-        ip_len: ip_len as u16,
+        ip_len: (HEADERS + quoted) as u16,
         tcp_flags: 0,
         ttl: TTL,
+    })
+}
+
+/// Turns an IPv6 packet into an ICMPv6 error about itself from `router`. `None` if there is no router's address.
+pub(crate) fn complain6(
+    frame: &mut Frame,
+    parsed: &Parsed6,
+    router: Ip,
+    problem: Problem,
+) -> Option<Parsed6> {
+    const HEADERS: usize = ipv6::LEN + icmpv6::LEN;
+    if router == Ip::UNSPECIFIED || router.is_v4() {
+        return None;
+    }
+    let (kind, code, mtu) = match problem {
+        Problem::TimeExceeded => (icmpv6::TIME_EXCEEDED, 0, 0),
+        Problem::NoRoute => (icmpv6::UNREACHABLE, icmpv6::unreachable::NO_ROUTE, 0),
+        Problem::NoHost => (icmpv6::UNREACHABLE, icmpv6::unreachable::ADDRESS, 0),
+        Problem::NoPort => (icmpv6::UNREACHABLE, icmpv6::unreachable::PORT, 0),
+        Problem::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, 0, mtu),
+    };
+    let quoted = quote(frame, parsed.l2, parsed.ip_len, HEADERS, usize::from(ipv6::MIN_MTU))?;
+    let (ip, message) = frame.bytes_mut()[ETH_LEN..].split_first_chunk_mut::<{ ipv6::LEN }>()?;
+    let (src, dst) = (router.0, parsed.key.src);
+    icmpv6::write_error(&src, &dst, message, kind, code, mtu);
+    let payload_len = (icmpv6::LEN + quoted) as u16;
+    ipv6::Repr { src, dst, proto: proto::ICMPV6, hop_limit: TTL, payload_len }.emit(ip);
+    Some(Parsed6 {
+        key: FlowKey6::new(src, dst, 0, proto::ICMPV6, 0, 0),
+        l2: 0,
+        l4: ipv6::LEN as u16,
+        ip_len: (HEADERS + quoted) as u16,
+        tcp_flags: 0,
+        hop_limit: TTL,
     })
 }

@@ -68,6 +68,14 @@ pub enum Class {
     Flow(Parsed),
     /// An IPv4 packet that each time needs the full walk: ICMP other than echo.
     Single(Parsed),
+    /// An IPv6 packet, yet to be classified by [`parse6`](crate::parse6::parse6): where its Ethernet header is, and the raw
+    /// outer source address if it came from a tunnel.
+    Ipv6 {
+        /// Offset of the Ethernet header.
+        l2: u16,
+        /// Outer source.
+        outer: u32,
+    },
     /// An ARP packet.
     Arp,
     /// Nothing that the engine forwards.
@@ -88,11 +96,16 @@ fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     if ingress.kind == PortKind::Uplink {
         let (l2, outer_src) = decapsulate(frame, ingress)?;
         let inner = &frame[l2..];
-        if inner.len() < ETH_LEN || be16(inner, 12) != wire::ETHERTYPE_IPV4 {
-            return Err(not_ipv4(inner));
+        if inner.len() < ETH_LEN {
+            return Err(DropReason::Truncated);
         }
         if inner[..6] != ingress.vtep_mac.0 {
             return Err(DropReason::NotForUs);
+        }
+        match be16(inner, 12) {
+            wire::ETHERTYPE_IPV4 => {}
+            wire::ETHERTYPE_IPV6 => return Ok(Class::Ipv6 { l2: l2 as u16, outer: outer_src }),
+            _ => return Err(DropReason::EtherType),
         }
         return flow(inner, l2, outer_src, FlowKey::TUNNEL);
     }
@@ -102,7 +115,9 @@ fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     if be16(frame, 12) != wire::ETHERTYPE_IPV4 {
         return match be16(frame, 12) {
             wire::ETHERTYPE_ARP => Ok(Class::Arp),
-            _ => Err(not_ipv4(frame)),
+            wire::ETHERTYPE_IPV6 if is_for_us(frame, ingress) => Ok(Class::Ipv6 { l2: 0, outer: 0 }),
+            wire::ETHERTYPE_IPV6 => Err(DropReason::NotForUs),
+            _ => Err(DropReason::EtherType),
         };
     }
     if frame[..6] != ingress.gateway_mac.0 && frame[..6] != ingress.mac.0 {
@@ -111,15 +126,14 @@ fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     flow(frame, 0, 0, ingress.port.0)
 }
 
+/// Whether an IPv6 frame is addressed to the gateway, or to a group that may mean it (RFC 2464 section 7).
+fn is_for_us(frame: &[u8], ingress: &Ingress) -> bool {
+    frame[..6] == ingress.gateway_mac.0 || frame[..6] == ingress.mac.0 || frame[..2] == [0x33, 0x33]
+}
+
 #[cold]
 fn not_ipv4(frame: &[u8]) -> DropReason {
-    if frame.len() < ETH_LEN {
-        DropReason::Truncated
-    } else if be16(frame, 12) == wire::ETHERTYPE_IPV6 {
-        DropReason::Ipv6
-    } else {
-        DropReason::EtherType
-    }
+    if be16(frame, 12) == wire::ETHERTYPE_IPV6 { DropReason::Ipv6 } else { DropReason::EtherType }
 }
 
 /// Checks the outer headers of a VXLAN packet; returns where the inner Ethernet header starts and the raw

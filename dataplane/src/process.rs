@@ -16,10 +16,11 @@
 use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::exception::{self, Answer};
-use crate::flow::{self, Binding, Flow, FlowEntry, FlowTable};
-use crate::freshness::Freshness;
+use crate::family::Parcel;
+use crate::flow::{Binding, Flow, FlowEntry6, FlowKey, Templates};
 use crate::icmp_error;
-use crate::parse::{Class, Parsed, parse};
+use crate::parse::{Class, Ingress, parse};
+use crate::parse6::{Class6, parse6};
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
 use crate::walk::{self, Outcome};
@@ -56,13 +57,18 @@ pub fn process(
     worker.stages.begin();
     let burst_start = worker.stages.start();
     let mut packets: ArrayVec<(Class, u64), MAX_BURST> = ArrayVec::new();
+    let mut sixes = Sixes::new();
     for frame in rx.iter() {
         let class = parse(frame.bytes(), &port);
-        let mut hash = 0;
-        if let Class::Flow(parsed) = &class {
-            hash = parsed.key.hash(worker.flows.seed());
-            worker.flows.prefetch(hash);
-        }
+        let hash = match &class {
+            Class::Flow(parsed) => {
+                let hash = parsed.key.hash(worker.flows.seed());
+                worker.flows.prefetch(hash);
+                hash
+            }
+            Class::Ipv6 { l2, outer } => sixes.parse(worker, &port, frame, *l2, *outer),
+            _ => 0,
+        };
         packets.push((class, hash));
     }
     worker.stages.lap(Stage::Parse, count);
@@ -77,25 +83,15 @@ pub fn process(
     worker.stages.lap(Stage::FlowLookup, count);
 
     let mut hits = 0;
+    let mut sixes = sixes.0.iter();
     for ((mut frame, (class, hash)), slot) in rx.drain(..).zip(&packets).zip(&slots) {
+        let walk = Walk { tables, port: &port, now };
         let verdict = match class {
-            Class::Flow(parsed) => match *slot {
-                Some(slot) if serves(worker, slot, parsed, now) => {
-                    hits += 1;
-                    let entry = worker.flows.entry(slot);
-                    forward(worker, &mut frame, parsed, entry)
-                }
-                _ => miss(worker, tables, &port, parsed, *hash, now, &mut frame),
-            },
-            Class::Single(parsed) => single(worker, tables, &port, *parsed, now, &mut frame),
+            Class::Flow(parsed) => walk.flow(worker, parsed, *hash, *slot, &mut frame, &mut hits),
+            Class::Ipv6 { .. } => six(worker, &walk, sixes.next(), *hash, &mut frame, &mut hits),
+            Class::Single(parsed) => walk.single(worker, *parsed, &mut frame),
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
             Class::Drop(reason) => Err(*reason),
-        };
-        let verdict = match (verdict, class) {
-            (Err(reason), Class::Flow(parsed)) => {
-                icmp_error::answer(worker, tables, &port, parsed, *hash, reason, &mut frame, now)
-            }
-            (verdict, _) => verdict,
         };
         finish(worker, ingress, verdict, frame, cache, tx);
     }
@@ -104,33 +100,155 @@ pub fn process(
     worker.counters.add(Counter::FlowHits, hits);
 }
 
-/// Whether a found flow may serve this packet: the tables still say so, and its connection is alive.
-#[inline(always)]
-fn hit<F: Flow>(
-    flows: &mut FlowTable<F>,
-    conntrack: &Conntrack,
-    freshness: &Freshness,
-    slot: usize,
-    packet: &Arrival<'_, F>,
-    now: Now,
-) -> bool {
-    let entry = flows.entry(slot);
-    // An insert earlier in this burst may have put another flow into this place.
-    if !freshness.is_fresh(entry.binding()) || entry.key() != packet.key {
-        return false;
+/// The burst's IPv6 packets, apart from the rest because they are large to carry about.
+struct Sixes(ArrayVec<Class6, MAX_BURST>);
+
+impl Sixes {
+    fn new() -> Sixes {
+        Sixes(ArrayVec::new())
     }
-    let control = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
-    if control != 0 || entry.binding().touched != now.tick() {
-        return refresh(flows.entry_mut(slot).binding_mut(), conntrack, packet.proto, packet.tcp_flags, now);
+
+    /// Classifies one more packet; returns its hash.
+    #[inline(never)]
+    fn parse(&mut self, worker: &WorkerState, port: &Ingress, frame: &Frame, l2: u16, outer: u32) -> u64 {
+        let context = if l2 == 0 { port.port.0 } else { FlowKey::TUNNEL };
+        let class = parse6(frame.bytes(), l2, outer, context);
+        let mut hash = 0;
+        if let Class6::Flow(parsed) = &class {
+            hash = FlowEntry6::hash(&parsed.key, worker.flows6.seed());
+            worker.flows6.prefetch(hash);
+        }
+        self.0.push(class);
+        hash
     }
-    true
 }
 
-/// What tells whether a flow may serve a packet.
-struct Arrival<'a, F: Flow> {
-    key: &'a F::Key,
-    proto: u8,
-    tcp_flags: u8,
+#[inline(never)]
+fn six(
+    worker: &mut WorkerState,
+    walk: &Walk<'_>,
+    class: Option<&Class6>,
+    hash: u64,
+    frame: &mut Frame,
+    hits: &mut u64,
+) -> Result<u16, DropReason> {
+    match class {
+        Some(Class6::Flow(parsed)) => {
+            let slot = worker.flows6.find(hash, &parsed.key);
+            walk.flow(worker, parsed, hash, slot, frame, hits)
+        }
+        Some(Class6::Single(parsed)) => walk.single(worker, *parsed, frame),
+        Some(Class6::Link(parsed)) => {
+            exception::answer_link(frame, parsed, walk.port, &walk.tables.settings())
+                .map(|Answer| walk.port.port.0)
+        }
+        Some(Class6::Drop(reason)) => Err(*reason),
+        // There is one for each.
+        None => Err(DropReason::BadIpHeader),
+    }
+}
+
+/// What a packet's way is found with.
+struct Walk<'a> {
+    tables: View<'a>,
+    port: &'a Ingress,
+    now: Now,
+}
+
+impl Walk<'_> {
+    /// A packet of a flow, found in `slot` or not.
+    #[inline(always)]
+    fn flow<P: Parcel>(
+        &self,
+        worker: &mut WorkerState,
+        packet: &P,
+        hash: u64,
+        slot: Option<usize>,
+        frame: &mut Frame,
+        hits: &mut u64,
+    ) -> Result<u16, DropReason> {
+        let verdict = match slot {
+            Some(slot) if serves(worker, slot, packet, self.now) => {
+                *hits += 1;
+                forward_by(worker, frame, packet, slot)
+            }
+            _ => self.miss(worker, packet, hash, frame),
+        };
+        match verdict {
+            Err(reason) => {
+                icmp_error::answer(worker, self.tables, self.port, packet, hash, reason, frame, self.now)
+            }
+            ok => ok,
+        }
+    }
+
+    /// Walks a flow's packet through the tables, and remembers the result.
+    #[cold]
+    fn miss<P: Parcel>(
+        &self,
+        worker: &mut WorkerState,
+        packet: &P,
+        hash: u64,
+        frame: &mut Frame,
+    ) -> Result<u16, DropReason> {
+        if let Some(slot) = P::flows(worker).find(hash, packet.key()) {
+            if serves(worker, slot, packet, self.now) {
+                // An earlier packet of this burst has just walked.
+                worker.counters.add(Counter::FlowHits, 1);
+                return forward_by(worker, frame, packet, slot);
+            }
+            let (flows, _, freshness) = P::parts(worker);
+            if !freshness.is_fresh(flows.entry(slot).binding()) {
+                worker.counters.add(Counter::TableWalks, 1);
+            }
+        }
+        worker.counters.add(Counter::FlowMisses, 1);
+        let start = worker.stages.start();
+        let outcome = walk::walk(worker, self.tables, self.port, packet, self.now);
+        worker.stages.since(Stage::SlowPath, start);
+        match outcome? {
+            Outcome::Forward(entry) => {
+                let slot = P::flows(worker).insert(entry);
+                forward_by(worker, frame, packet, slot)
+            }
+            Outcome::Gateway => packet.answer_gateway(frame, self.port).map(|Answer| self.port.port.0),
+        }
+    }
+
+    /// Walks a packet that belongs to no flow.
+    #[cold]
+    fn single<P: Parcel>(
+        &self,
+        worker: &mut WorkerState,
+        mut packet: P,
+        frame: &mut Frame,
+    ) -> Result<u16, DropReason> {
+        worker.counters.add(Counter::FlowMisses, 1);
+        let start = worker.stages.start();
+        let outcome = walk::walk_single(worker, self.tables, self.port, &mut packet, frame, self.now);
+        worker.stages.since(Stage::SlowPath, start);
+        match outcome? {
+            Outcome::Forward(entry) => forward(&worker.templates, frame, &packet, &entry),
+            Outcome::Gateway => Err(DropReason::NotForUs),
+        }
+    }
+}
+
+/// Whether a found flow may serve this packet: the tables still say so, and its connection is alive.
+#[inline(always)]
+fn serves<P: Parcel>(worker: &mut WorkerState, slot: usize, packet: &P, now: Now) -> bool {
+    let (flows, conntrack, freshness) = P::parts(worker);
+    let entry = flows.entry(slot);
+    // An insert earlier in this burst may have put another flow into this place.
+    if !freshness.is_fresh(entry.binding()) || entry.key() != packet.key() {
+        return false;
+    }
+    let control = packet.tcp_flags() & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
+    if control != 0 || entry.binding().touched != now.tick() {
+        let binding = flows.entry_mut(slot).binding_mut();
+        return refresh(binding, conntrack, packet.proto(), packet.tcp_flags(), now);
+    }
+    true
 }
 
 /// Tells the connection table of a control bit, or that the flow lives. `false` if the packet must be walked.
@@ -150,92 +268,36 @@ fn refresh(binding: &mut Binding, conntrack: &Conntrack, proto: u8, flags: u8, n
     true
 }
 
-impl Parsed {
-    fn arrival(&self) -> Arrival<'_, FlowEntry> {
-        Arrival { key: &self.key, proto: self.key.proto(), tcp_flags: self.tcp_flags }
-    }
-}
-
+/// Rewrites a packet as the flow in a slot says; returns the output port.
 #[inline(always)]
-fn serves(worker: &mut WorkerState, slot: usize, parsed: &Parsed, now: Now) -> bool {
-    let WorkerState { flows, conntrack, freshness, .. } = worker;
-    hit(flows, conntrack, freshness, slot, &parsed.arrival(), now)
-}
-
-/// Rewrites a packet as its flow says; returns the output port.
-#[inline(always)]
-fn forward(
-    worker: &WorkerState,
+fn forward_by<P: Parcel>(
+    worker: &mut WorkerState,
     frame: &mut Frame,
-    parsed: &Parsed,
-    entry: &FlowEntry,
+    packet: &P,
+    slot: usize,
 ) -> Result<u16, DropReason> {
-    if parsed.ttl <= 1 {
+    let (flows, templates) = P::for_rewrite(worker);
+    forward(templates, frame, packet, flows.entry(slot))
+}
+
+/// Rewrites a packet as an entry says; returns the output port.
+#[inline(always)]
+fn forward<P: Parcel>(
+    templates: &Templates,
+    frame: &mut Frame,
+    packet: &P,
+    entry: &P::Entry,
+) -> Result<u16, DropReason> {
+    if packet.ttl() <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    if parsed.ip_len > entry.mtu {
+    let binding = entry.binding();
+    if packet.ip_len() > binding.mtu {
         return Err(DropReason::TooBig);
     }
-    let Some(template) = worker.templates.get(entry.template) else { return Err(DropReason::NoRoute) };
-    flow::apply(frame, parsed, entry, template)?;
-    Ok(entry.out_port)
-}
-
-/// Walks a flow's packet through the tables, and remembers the result.
-#[cold]
-#[allow(clippy::too_many_arguments)]
-fn miss(
-    worker: &mut WorkerState,
-    tables: View<'_>,
-    port: &crate::parse::Ingress,
-    parsed: &Parsed,
-    hash: u64,
-    now: Now,
-    frame: &mut Frame,
-) -> Result<u16, DropReason> {
-    if let Some(slot) = worker.flows.find(hash, &parsed.key) {
-        if serves(worker, slot, parsed, now) {
-            // An earlier packet of this burst has just walked.
-            worker.counters.add(Counter::FlowHits, 1);
-            let entry = worker.flows.entry(slot);
-            return forward(worker, frame, parsed, entry);
-        }
-        if !worker.freshness.is_fresh(&worker.flows.entry(slot).binding) {
-            worker.counters.add(Counter::TableWalks, 1);
-        }
-    }
-    worker.counters.add(Counter::FlowMisses, 1);
-    let start = worker.stages.start();
-    let outcome = walk::walk(worker, tables, port, parsed, now);
-    worker.stages.since(Stage::SlowPath, start);
-    match outcome? {
-        Outcome::Forward(entry) => {
-            let slot = worker.flows.insert(entry);
-            let entry = worker.flows.entry(slot);
-            forward(worker, frame, parsed, entry)
-        }
-        Outcome::Gateway => exception::answer_echo(frame, parsed, port).map(|Answer| port.port.0),
-    }
-}
-
-/// Walks a packet that belongs to no flow.
-#[cold]
-fn single(
-    worker: &mut WorkerState,
-    tables: View<'_>,
-    port: &crate::parse::Ingress,
-    mut parsed: Parsed,
-    now: Now,
-    frame: &mut Frame,
-) -> Result<u16, DropReason> {
-    worker.counters.add(Counter::FlowMisses, 1);
-    let start = worker.stages.start();
-    let outcome = walk::walk_single(worker, tables, port, &mut parsed, frame, now);
-    worker.stages.since(Stage::SlowPath, start);
-    match outcome? {
-        Outcome::Forward(entry) => forward(worker, frame, &parsed, &entry),
-        Outcome::Gateway => Err(DropReason::NotForUs),
-    }
+    let Some(template) = templates.get(binding.template) else { return Err(DropReason::NoRoute) };
+    packet.apply(frame, entry, template)?;
+    Ok(binding.out_port)
 }
 
 #[inline(always)]

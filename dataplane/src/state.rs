@@ -3,7 +3,7 @@
 use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
-use crate::flow::{FlowEntry, FlowTable, Templates};
+use crate::flow::{FlowEntry, FlowEntry6, FlowTable, Templates};
 use crate::freshness::Freshness;
 use crate::icmp_error::Limiter;
 use crate::parse::Ingress;
@@ -13,8 +13,10 @@ use fairway_tables::{PortId, View};
 
 /// A worker's memory: private, except the connection table.
 pub struct WorkerState {
-    /// Flows of packets that this worker received.
+    /// IPv4 flows of packets that this worker received.
     pub flows: FlowTable<FlowEntry>,
+    /// IPv6 flows.
+    pub flows6: FlowTable<FlowEntry6>,
     /// Headers to put before packets.
     pub templates: Templates,
     /// Connections, shared by all workers.
@@ -37,6 +39,7 @@ impl WorkerState {
     pub fn new(flows: usize, ports: usize, conntrack: Conntrack) -> WorkerState {
         WorkerState {
             flows: FlowTable::new(flows, crate::random_seed()),
+            flows6: FlowTable::new(flows, crate::random_seed()),
             templates: Templates::new(),
             conntrack,
             counters: Counters::new(ports),
@@ -61,6 +64,7 @@ impl WorkerState {
     /// Forgets everything that came from the tables; connections stay.
     pub fn forget_tables(&mut self) {
         self.flows.clear();
+        self.flows6.clear();
         self.templates.clear();
         self.freshness.forget();
     }
@@ -96,6 +100,7 @@ impl WorkerState {
         /// Ticks of four seconds after which an unused flow entry is given up.
         const FLOW_IDLE_TICKS: u32 = 15;
         self.flows.sweep(8 * effort as usize, now.tick(), FLOW_IDLE_TICKS);
+        self.flows6.sweep(4 * effort as usize, now.tick(), FLOW_IDLE_TICKS);
         let expired = self.conntrack.expire(&mut self.conntrack_cursor, 4 * effort, now.seconds);
         self.counters.add(Counter::ConntrackExpired, expired as u64);
     }

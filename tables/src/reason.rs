@@ -41,7 +41,7 @@ reasons! {
     TtlExceeded = "ttl-exceeded",
     /// A fragment, which the engine does not handle.
     Fragment = "fragment",
-    /// An IPv6 packet, where the node has no IPv6.
+    /// An IPv6 packet, where the node has no IPv6, or a tunnel over IPv6.
     Ipv6 = "ipv6",
     /// A pod sent from an address that is not its own.
     SpoofedSource = "spoofed-source",
@@ -77,6 +77,8 @@ reasons! {
     TupleClash = "tuple-clash",
     /// An ARP packet that asks nothing of the gateway.
     ArpIgnored = "arp-ignored",
+    /// A packet of the link itself (neighbour or router discovery, multicast) that asks nothing of the gateway.
+    LinkIgnored = "link-ignored",
     /// The frame has no room for the headers to be added.
     NoHeadroom = "no-headroom",
     /// The output port is not open.

@@ -241,6 +241,10 @@ pub struct Settings {
     /// This node's own address in its pods' range, from which the engine itself speaks (ICMP errors): it says which
     /// node it was, and other nodes know that it lives here. Unspecified: the engine keeps silent.
     pub router_ip: Ip,
+    /// The gateway that pods are given for IPv6, link-local.
+    pub gateway_ip6: Ip,
+    /// As `router_ip`, for IPv6; unspecified on a node without IPv6 pods.
+    pub router_ip6: Ip,
     /// VXLAN network identifier that received packets must carry.
     pub vni: u32,
     /// Largest IP packet that a pod may send so that its encapsulated form fits the uplink.

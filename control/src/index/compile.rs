@@ -64,10 +64,16 @@ impl Index {
             out.extend(port.map(|p| (Key::Port(HOST_PORT), Value::Port(p))));
         }
         let Some(node) = self.nodes.get(&self.config.node) else { return out };
+        let router = |is_v4: bool| {
+            let cidr = node.pod_cidrs.iter().find(|cidr| cidr.addr().is_v4() == is_v4);
+            cidr.map_or(Ip::UNSPECIFIED, host_address)
+        };
         let settings = tables::Settings {
             node_ip: node.internal_ips[0],
             gateway_ip: names::GATEWAY_IP,
-            router_ip: node.pod_cidrs.iter().find(|p| p.addr().is_v4()).map_or(Ip::UNSPECIFIED, host_address),
+            router_ip: router(true),
+            gateway_ip6: names::GATEWAY_IP6,
+            router_ip6: router(false),
             vni: self.config.vni,
             pod_mtu: self.pod_mtu(),
             vxlan_port: self.config.vxlan_port,

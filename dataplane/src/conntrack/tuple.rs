@@ -1,6 +1,6 @@
 //! What identifies one direction of a connection.
 
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, FlowKey6};
 use crate::hash::fold_multiply;
 use crate::wire::raw_to_ports;
 use fairway_tables::Ip;
@@ -32,6 +32,12 @@ impl Tuple {
             dport,
             proto: key.proto(),
         }
+    }
+
+    /// The tuple of IPv6 packets with this key.
+    pub fn of6(key: &FlowKey6) -> Tuple {
+        let (sport, dport) = raw_to_ports(key.ports);
+        Tuple { src: Ip(key.src), dst: Ip(key.dst), sport, dport, proto: key.proto() }
     }
 
     /// The tuple of packets that answer this one's, untranslated.

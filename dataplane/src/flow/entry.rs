@@ -26,7 +26,8 @@ pub trait Flow: Pod {
     fn binding_mut(&mut self) -> &mut Binding;
 }
 
-/// Under what an entry was compiled, and whose it is.
+/// What an entry of either family says beside addresses and ports: where its packets go, under what it was compiled,
+/// and whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Binding {
@@ -40,6 +41,14 @@ pub struct Binding {
     pub conn_generation: u32,
     /// Tick of the last time that the connection was told that it lives.
     pub touched: u32,
+    /// Index into the worker's [`Templates`](super::Templates).
+    pub template: u16,
+    /// Output port.
+    pub out_port: u16,
+    /// Largest IP packet that the output takes.
+    pub mtu: u16,
+    /// Source port of the encapsulation.
+    pub entropy: u16,
 }
 
 impl Binding {
@@ -138,15 +147,7 @@ pub struct FlowEntry {
     pub ip_delta: u16,
     /// What to add to the TCP or UDP checksum.
     pub l4_delta: u16,
-    /// Index into the worker's [`Templates`](super::Templates).
-    pub template: u16,
-    /// Output port.
-    pub out_port: u16,
-    /// Largest IP packet that the output takes.
-    pub mtu: u16,
-    /// Source port of the encapsulation.
-    pub entropy: u16,
-    /// Validity and connection.
+    /// The rest.
     pub binding: Binding,
 }
 

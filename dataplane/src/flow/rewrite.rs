@@ -29,7 +29,18 @@ pub fn apply(
     // Leaves Ethernet padding behind.
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));
     rewrite_ip(frame.bytes_mut(), parsed, entry)?;
-    if entry.binding.flags & Binding::ENCAP == 0 {
+    put_in_front(frame, template, &entry.binding, parsed.ip_len)
+}
+
+/// Puts the template's bytes before an IP packet of `ip_len` bytes that has an Ethernet header already.
+#[inline(always)]
+pub(super) fn put_in_front(
+    frame: &mut Frame,
+    template: &Template,
+    binding: &Binding,
+    ip_len: u16,
+) -> Result<(), DropReason> {
+    if binding.flags & Binding::ENCAP == 0 {
         let Some(ethernet) = frame.bytes_mut().first_chunk_mut::<ETH_LEN>() else {
             return Err(DropReason::Truncated);
         };
@@ -43,7 +54,7 @@ pub fn apply(
         return Err(DropReason::Truncated);
     };
     *header = template.0;
-    vxlan::complete(header, parsed.ip_len, entry.entropy);
+    vxlan::complete(header, ip_len, binding.entropy);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What goes in front of a packet, prepared once per destination: an Ethernet header, or a whole VXLAN
 //! encapsulation. A worker has few templates (pods here, nodes there), so they stay in its L1 and L2 caches.
 
-use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, put16, vxlan};
+use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, put16, vxlan};
 use fairway_tables::{Ip, Mac, PortId};
 use std::collections::HashMap;
 
@@ -23,10 +23,26 @@ impl Template {
         Template(bytes)
     }
 
+    /// The same for IPv6 packets; `encapsulates` tells whether it is a whole encapsulation.
+    pub fn for_ipv6(mut self, encapsulates: bool) -> Template {
+        let end = if encapsulates { vxlan::HEADER_LEN } else { ETH_LEN };
+        put16(&mut self.0, end - 2, ETHERTYPE_IPV6);
+        self
+    }
+
     /// An encapsulation.
     pub fn vxlan(encap: &vxlan::Encap) -> Template {
         Template(encap.template())
     }
+}
+
+/// Address family of the packets that a template goes in front of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
 /// What a template leads to.
@@ -45,7 +61,7 @@ pub enum TemplateKey {
 /// A worker's templates. Flow entries hold indices, which stay valid until [`Templates::clear`].
 pub struct Templates {
     bytes: Vec<Template>,
-    index: HashMap<TemplateKey, TemplateId>,
+    index: HashMap<(TemplateKey, Family), TemplateId>,
 }
 
 impl Templates {
@@ -65,7 +81,8 @@ impl Templates {
 
     /// Stores what leads to `key`, and returns its index; `None` if there is no room, upon which the caller
     /// clears templates and flows.
-    pub fn set(&mut self, key: TemplateKey, template: Template) -> Option<TemplateId> {
+    pub fn set(&mut self, key: TemplateKey, family: Family, template: Template) -> Option<TemplateId> {
+        let key = (key, family);
         if let Some(&id) = self.index.get(&key) {
             self.bytes[usize::from(id)] = template;
             return Some(id);

@@ -1,11 +1,14 @@
 //! What the fuzzers run: one function per target, so that `cargo fuzz` and the seeded run in `make test` do
 //! the same. A case that breaks a rule panics.
 
-use super::{World, WorldConfig, addr, packet};
+use super::{World, WorldConfig, addr, packet, packet6};
 use crate::parse::{Class, Ingress, parse};
-use crate::wire::{ETH_LEN, icmp, ipv4, proto, tcp_flags, vxlan};
+use crate::parse6::{Class6, parse6};
+use crate::wire::{ETH_LEN, icmp, ipv4, ipv6, proto, tcp_flags, vxlan};
 use fairway_pmd::{Burst, MAX_BURST};
-use fairway_tables::{Endpoint, Ip, Op, PortId};
+use fairway_tables::{Endpoint, Ip, Op, PortId, ServiceKey};
+
+const VIP6: [u8; 16] = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 
 /// Parsers: any bytes, as received on each kind of port. What parses must be safe to rewrite: its offsets
 /// lie in the frame.
@@ -22,6 +25,18 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
                 proto::TCP => assert!(l4 >= 20),
                 proto::UDP => assert!(l4 >= 8),
                 proto::ICMP => assert!(l4 >= icmp::LEN),
+                _ => {}
+            }
+        }
+    }
+    for l2 in [0, 50] {
+        if let Class6::Flow(parsed) | Class6::Single(parsed) | Class6::Link(parsed) = parse6(data, l2, 0, 0) {
+            assert!(usize::from(l2) + ETH_LEN + usize::from(parsed.ip_len) <= data.len());
+            assert!(parsed.l4 >= ipv6::LEN as u16 && parsed.l4 <= parsed.ip_len);
+            let l4 = usize::from(parsed.ip_len - parsed.l4);
+            match parsed.key.proto() {
+                proto::TCP => assert!(l4 >= 20),
+                proto::UDP | proto::ICMPV6 => assert!(l4 >= 8),
                 _ => {}
             }
         }
@@ -49,6 +64,7 @@ pub fn world() -> World {
 fn reset(world: &mut World) {
     world.now.seconds = 1000;
     world.worker.flows.clear();
+    world.worker.flows6.clear();
     let connections: Vec<_> = world.worker.conntrack.iter().collect();
     for connection in connections {
         world.worker.conntrack.remove(connection.conn);
@@ -59,6 +75,8 @@ fn reset(world: &mut World) {
         let backends = [(addr::pod(1), 8080), (addr::remote_pod(0, 7), 8080), (addr::remote_pod(1, 7), 8080)];
         world.set_service([10, 96, 0, 10], 80, protocol, index as u32, &backends);
         world.set_service([10, 96, 0, 11], 80, protocol, 2 + index as u32, &[]);
+        let backends = [(Ip(addr::pod6(1)), 8080), (Ip(addr::remote_pod6(0, 7)), 8080)];
+        world.set_service_at(ServiceKey::new(Ip(VIP6), 80, protocol), 4 + index as u32, &backends);
     }
 }
 
@@ -161,6 +179,9 @@ fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
         [8, 8, 8, 8],
         [224, 0, 0, 1],
     ];
+    if kind & 24 == 24 {
+        return six(script, port, kind, a, b);
+    }
     let dst = targets[usize::from(a % 8)];
     let src = u16::from(b >> 5);
     let mut headers = if port == addr::UPLINK {
@@ -180,6 +201,49 @@ fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
         _ if kind & 64 != 0 => packet::arp_request(headers.src_mac, headers.src, dst),
         _ if kind & 16 != 0 => icmp_error(&headers, a, b, script),
         _ => headers.around(a, &payload),
+    };
+    if port == addr::UPLINK && kind & 128 == 0 {
+        frame = packet::encapsulate(&addr::encap_from(b % 4), &frame, 50_000);
+    }
+    if kind & 32 != 0 {
+        damage(&mut frame, script);
+    }
+    frame
+}
+
+/// An IPv6 packet, made to be valid, then perhaps damaged.
+fn six(script: &mut Script<'_>, port: PortId, kind: u8, a: u8, b: u8) -> Vec<u8> {
+    let targets = [
+        addr::pod6(u16::from(b % 5)),
+        addr::remote_pod6(b % 4, 7),
+        VIP6,
+        addr::GATEWAY6,
+        [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 1],
+    ];
+    let mut headers = if port == addr::UPLINK {
+        addr::from_remote6(addr::remote_pod6(b % 4, 7), addr::pod6(u16::from(b >> 5) % 4))
+    } else {
+        addr::from_pod6(port.0.saturating_sub(2), targets[usize::from(a % 6)])
+    };
+    headers.hop_limit = [64, 255, 1, a][usize::from(kind & 3)];
+    let payload = vec![b; (usize::from(a) * usize::from(kind & 7)).min(1600)];
+    let (sport, dport) = if port == addr::UPLINK { (8080, u16::from(a)) } else { (u16::from(b), 80) };
+    let mut frame = match a >> 5 {
+        0 | 1 => headers.tcp(sport, dport, [tcp_flags::SYN, tcp_flags::ACK][usize::from(b & 1)], &payload),
+        2 | 3 => headers.udp(sport, dport, &payload),
+        4 => headers.echo(128 + (b & 1), u16::from(a), 1, &payload),
+        5 => headers.solicitation(targets[usize::from(b % 6)]),
+        6 => {
+            let quoted = if b & 1 == 0 {
+                let about = packet6::Headers6 { src: headers.dst, dst: headers.src, ..headers };
+                about.udp(80, u16::from(a), b"")[ETH_LEN..].to_vec()
+            } else {
+                script.take(usize::from(b))
+            };
+            headers.icmp(1 + (b & 3), a & 7, [0, 0, 5, b], &quoted)
+        }
+        _ => headers.around(a, &script.take(usize::from(b))),
     };
     if port == addr::UPLINK && kind & 128 == 0 {
         frame = packet::encapsulate(&addr::encap_from(b % 4), &frame, 50_000);

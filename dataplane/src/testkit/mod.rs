@@ -3,6 +3,7 @@
 
 pub mod fuzz;
 pub mod packet;
+pub mod packet6;
 mod world;
 
 pub use world::{World, WorldConfig, addr};

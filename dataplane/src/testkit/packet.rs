@@ -90,6 +90,8 @@ impl Headers {
 pub fn encapsulate(encap: &vxlan::Encap, inner: &[u8], entropy: u16) -> Vec<u8> {
     let mut frame = encap.template().to_vec();
     frame.extend_from_slice(&inner[ETH_LEN..]);
+    // Of whatever family.
+    frame[vxlan::HEADER_LEN - 2..vxlan::HEADER_LEN].copy_from_slice(&inner[ETH_LEN - 2..ETH_LEN]);
     if let Some(header) = frame.first_chunk_mut() {
         vxlan::complete(header, (inner.len() - ETH_LEN) as u16, entropy);
     }

@@ -1,6 +1,7 @@
 //! One node of a cluster, as `process` sees it.
 
 use super::packet::Headers;
+use super::packet6::Headers6;
 use crate::conntrack::{Conntrack, Timeouts};
 use crate::wire::vxlan::Encap;
 use crate::{Now, TxBatches, WorkerState, process};
@@ -51,6 +52,24 @@ pub mod addr {
     pub const GATEWAY: [u8; 4] = [169, 254, 1, 1];
     /// This node's own address among its pods'.
     pub const ROUTER: [u8; 4] = [10, 244, 16, 1];
+    /// The gateway's IPv6 address.
+    pub const GATEWAY6: [u8; 16] =
+        [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee];
+    /// This node's own IPv6 address among its pods'.
+    pub const ROUTER6: [u8; 16] = [0xfd, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+    /// IPv6 address of local pod `n`, in fd00:10::/64.
+    pub fn pod6(n: u16) -> [u8; 16] {
+        let mut ip = ROUTER6;
+        ip[14..].copy_from_slice(&(n + 2).to_be_bytes());
+        ip
+    }
+
+    /// IPv6 address of pod `host` on remote node `n`, in fd00:11:n::/64.
+    pub fn remote_pod6(n: u8, host: u8) -> [u8; 16] {
+        [0xfd, 0, 0, 0x11, 0, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]
+    }
+
     /// This node's VTEP.
     pub const VTEP: Mac = Mac([2, 0, 0, 0, 1, 1]);
     /// VXLAN network identifier.
@@ -112,6 +131,16 @@ pub mod addr {
         Headers { dst_mac: GATEWAY_MAC, src_mac: pod_mac(n), src: pod(n), dst, ttl: 64 }
     }
 
+    /// Headers of an IPv6 packet that local pod `n` sends.
+    pub fn from_pod6(n: u16, dst: [u8; 16]) -> Headers6 {
+        Headers6 { dst_mac: GATEWAY_MAC, src_mac: pod_mac(n), src: pod6(n), dst, hop_limit: 64 }
+    }
+
+    /// Inner headers of an IPv6 packet that a remote pod sends.
+    pub fn from_remote6(src: [u8; 16], dst: [u8; 16]) -> Headers6 {
+        Headers6 { dst_mac: VTEP, src_mac: Mac::ZERO, src, dst, hop_limit: 63 }
+    }
+
     /// Inner headers of a packet that a remote pod sends.
     pub fn from_remote(src: [u8; 4], dst: [u8; 4]) -> Headers {
         Headers { dst_mac: VTEP, src_mac: Mac::ZERO, src, dst, ttl: 63 }
@@ -144,11 +173,14 @@ fn mac_port(name: &str, kind: PortKind, mtu: u32, mac: Mac, peer: Mac) -> Port {
 fn base_ops(config: &WorldConfig) -> Vec<Op> {
     let ip = |octets| Ip::v4(octets);
     let prefix = |octets, len| Prefix::new(Ip::v4(octets), len).expect("lengths are valid");
+    let prefix6 = |octets, len| Prefix::new(Ip(octets), len).expect("lengths are valid");
     let mut ops = vec![
         Op::SetSettings(Settings {
             node_ip: ip(addr::NODE),
             gateway_ip: ip(addr::GATEWAY),
             router_ip: ip(addr::ROUTER),
+            gateway_ip6: Ip(addr::GATEWAY6),
+            router_ip6: Ip(addr::ROUTER6),
             vni: addr::VNI,
             pod_mtu: 1450,
             vxlan_port: 4789,
@@ -167,6 +199,10 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
             prefix([10, 244, 16, 0], 20),
             NextHop::new(NextHopKind::Local, Ip::UNSPECIFIED, PortId::NONE),
         ),
+        Op::SetRoute(
+            prefix6(addr::ROUTER6, 64),
+            NextHop::new(NextHopKind::Local, Ip::UNSPECIFIED, PortId::NONE),
+        ),
         Op::SetRoute(prefix([0, 0, 0, 0], 0), NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE)),
     ];
     for n in 0..config.pods {
@@ -175,11 +211,13 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
         ops.push(Op::SetPort(addr::pod_port(n), port));
         let endpoint = Endpoint { port: addr::pod_port(n), mac: addr::pod_mac(n) };
         ops.push(Op::SetEndpoint(ip(addr::pod(n)), endpoint));
+        ops.push(Op::SetEndpoint(Ip(addr::pod6(n)), endpoint));
     }
     for n in 0..config.nodes {
         let node = ip(addr::node(n));
         let hop = NextHop::new(NextHopKind::Tunnel, node, PortId::NONE);
         ops.push(Op::SetRoute(prefix(addr::remote_pod(n, 0), 24), hop));
+        ops.push(Op::SetRoute(prefix6(addr::remote_pod6(n, 0), 64), hop));
         let tunnel = Tunnel {
             local: ip(addr::NODE),
             next_hop: node,
@@ -223,10 +261,15 @@ impl World {
 
     /// Adds or replaces a service.
     pub fn set_service(&mut self, ip: [u8; 4], port: u16, proto: u8, id: u32, backends: &[([u8; 4], u16)]) {
-        let backends =
-            backends.iter().map(|(ip, port)| Backend { ip: Ip::v4(*ip), port: *port, flags: 0 }).collect();
+        let backends: Vec<_> = backends.iter().map(|(ip, port)| (Ip::v4(*ip), *port)).collect();
+        self.set_service_at(ServiceKey::new(Ip::v4(ip), port, proto), id, &backends);
+    }
+
+    /// Adds or replaces a service of either family.
+    pub fn set_service_at(&mut self, key: ServiceKey, id: u32, backends: &[(Ip, u16)]) {
+        let backends = backends.iter().map(|(ip, port)| Backend { ip: *ip, port: *port, flags: 0 }).collect();
         let service = Service { id, flags: 0, affinity_timeout_s: 0 };
-        self.apply(Op::SetService(ServiceKey::new(Ip::v4(ip), port, proto), service, backends));
+        self.apply(Op::SetService(key, service, backends));
     }
 
     /// Changes the tables.

@@ -1,9 +1,10 @@
 //! The connection that a packet belongs to: a known one keeps its binding whatever the tables now say (I6);
 //! a new one is bound here.
 
-use super::{Packet, service};
+use super::service;
 use crate::clock::Now;
 use crate::conntrack::{ConnRef, Direction, Found, InsertError, Inserted, Tuple};
+use crate::family::Parcel;
 use crate::freshness::Dependency;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
@@ -14,15 +15,15 @@ use fairway_tables::{DropReason, ServiceView, View};
 const ATTEMPTS: usize = 4;
 
 /// What a packet's connection makes of it.
-pub(super) struct Bound {
+pub(crate) struct Bound {
     /// The tuple with which the packet arrived.
-    pub(super) arrives: Tuple,
+    pub(crate) arrives: Tuple,
     /// The tuple with which it leaves.
-    pub(super) leaves: Tuple,
+    pub(crate) leaves: Tuple,
     /// The connection, and the packet's direction in it.
-    pub(super) conn: Option<(ConnRef, Direction)>,
+    pub(crate) conn: Option<(ConnRef, Direction)>,
     /// The service that decided, and whose change may make the decision another.
-    pub(super) dependency: Dependency,
+    pub(crate) dependency: Dependency,
 }
 
 /// For packets that belong to no connection.
@@ -33,10 +34,10 @@ pub(super) fn untracked(tuple: Tuple) -> Bound {
 pub(super) fn find_or_begin(
     worker: &mut WorkerState,
     tables: View<'_>,
-    packet: &Packet,
+    packet: &impl Parcel,
     now: Now,
 ) -> Result<Bound, DropReason> {
-    let tuple = packet.tuple;
+    let tuple = packet.tuple();
     if let Some(found) = worker.conntrack.lookup(&tuple) {
         let reused = opens(packet) && found.state.may_be_reused();
         if !reused && !lost_its_backend(tables, &found, &tuple, packet) {
@@ -47,14 +48,14 @@ pub(super) fn find_or_begin(
     begin(worker, tables, tuple, packet, now)
 }
 
-fn opens(packet: &Packet) -> bool {
-    packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+fn opens(packet: &impl Parcel) -> bool {
+    packet.tcp_flags() & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
 }
 
 /// Whether a conversation that has no end of its own, or a TCP connection that has hardly begun, goes to a
 /// backend that its service does not have any more. Such a one is bound anew, as kube-proxy does by deleting
 /// UDP entries of removed endpoints; an established TCP connection is not (I6).
-fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &Packet) -> bool {
+fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &impl Parcel) -> bool {
     if found.direction == Direction::Reply || (tuple.proto == proto::TCP && !opens(packet)) {
         return false;
     }
@@ -72,10 +73,10 @@ fn known(
     tables: View<'_>,
     found: &Found,
     tuple: Tuple,
-    packet: &Packet,
+    packet: &impl Parcel,
     now: Now,
 ) -> Bound {
-    worker.conntrack.update(found.conn, tuple.proto, found.direction, packet.tcp_flags, now.seconds);
+    worker.conntrack.update(found.conn, tuple.proto, found.direction, packet.tcp_flags(), now.seconds);
     let leaves = found.translated();
     // Only a request's translation follows from a service (see `lost_its_backend`).
     let dependency = match found.direction {
@@ -90,11 +91,11 @@ fn begin(
     worker: &mut WorkerState,
     tables: View<'_>,
     tuple: Tuple,
-    packet: &Packet,
+    packet: &impl Parcel,
     now: Now,
 ) -> Result<Bound, DropReason> {
     let service = service::find(tables, &tuple);
-    if tuple.proto == proto::TCP && packet.tcp_flags & tcp_flags::RST != 0 {
+    if tuple.proto == proto::TCP && packet.tcp_flags() & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
     }
     let id = service.as_ref().map(|service| service.service().id);
@@ -105,8 +106,9 @@ fn begin(
             None => tuple,
         };
         let back = leaves.reversed();
-        let insert =
-            |worker: &WorkerState| worker.conntrack.insert(&tuple, &back, packet.tcp_flags, id, now.seconds);
+        let insert = |worker: &WorkerState| {
+            worker.conntrack.insert(&tuple, &back, packet.tcp_flags(), id, now.seconds)
+        };
         let mut inserted = insert(worker);
         if let Err(InsertError::Clash(Some(other))) = &inserted
             && opens(packet)

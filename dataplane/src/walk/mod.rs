@@ -1,7 +1,7 @@
 //! Tier 2: a packet's whole way through the tables, one stage per file, in this order:
 //! [`source`] (may it come from there?), [`connection`] (known? else [`service`] and a new one; for an ICMP error
-//! [`related`]: does it speak of a known one?), [`route`]
-//! (where to, and through what neighbour or tunnel?), [`compile`] (the flow entry that says all this).
+//! [`related`]: does it speak of a known one?), [`route`] (where to, and through what neighbour or tunnel?), [`compile`]
+//! (the flow entry that says all this). Both address families go the same way.
 
 mod compile;
 mod connection;
@@ -10,88 +10,82 @@ mod route;
 mod service;
 mod source;
 
+pub(crate) use compile::{compile, compile6};
+pub(crate) use connection::Bound;
+pub(crate) use related::{translate, translate6};
+pub(crate) use route::Way;
+
 use crate::clock::Now;
-use crate::conntrack::Tuple;
-use crate::flow::FlowEntry;
-use crate::parse::{Ingress, Parsed};
+use crate::family::Parcel;
+use crate::parse::Ingress;
 use crate::state::WorkerState;
 use fairway_pmd::Frame;
 use fairway_tables::{DropReason, PortKind, View};
 
-/// What the walk asks of a packet, of either address family.
-pub(crate) struct Packet {
-    /// Its addresses, ports and protocol.
-    pub(crate) tuple: Tuple,
-    /// TCP control bits.
-    pub(crate) tcp_flags: u8,
-    /// Raw outer source address, of a packet from a tunnel.
-    pub(crate) outer: u32,
-}
-
-impl Packet {
-    fn of(parsed: &Parsed) -> Packet {
-        Packet { tuple: Tuple::of(&parsed.key), tcp_flags: parsed.tcp_flags, outer: parsed.key.outer }
-    }
-}
-
 /// What the walk decided.
-pub enum Outcome {
+pub(crate) enum Outcome<E> {
     /// Forward so.
-    Forward(FlowEntry),
+    Forward(E),
     /// The packet is for the gateway itself.
     Gateway,
 }
 
 /// Walks a packet that belongs to a connection, which is found or begun.
-pub fn walk(
+pub(crate) fn walk<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
     ingress: &Ingress,
-    parsed: &Parsed,
+    packet: &P,
     now: Now,
-) -> Result<Outcome, DropReason> {
-    let packet = Packet::of(parsed);
-    source::check(tables, ingress, &packet)?;
-    if packet.tuple.dst == tables.settings().gateway_ip {
+) -> Result<Outcome<P::Entry>, DropReason> {
+    source::check(tables, ingress, packet)?;
+    if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    let bound = connection::find_or_begin(worker, tables, &packet, now)?;
+    let bound = connection::find_or_begin(worker, tables, packet, now)?;
     let way = route::resolve(tables, ingress, bound.leaves.dst)?;
-    compile::compile(worker, parsed, &bound, &way, now).map(Outcome::Forward)
+    packet.compile(worker, &bound, &way, now).map(Outcome::Forward)
 }
 
 /// Walks a packet that begins no connection: an ICMP message other than echo. An ICMP error is translated in
-/// place if the packet that it quotes was; `parsed` then tells of its new addresses.
-pub fn walk_single(
+/// place if the packet that it quotes was; `packet` then tells of its new addresses.
+pub(crate) fn walk_single<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
     ingress: &Ingress,
-    parsed: &mut Parsed,
+    packet: &mut P,
     frame: &mut Frame,
     now: Now,
-) -> Result<Outcome, DropReason> {
-    let packet = Packet::of(parsed);
-    source::check(tables, ingress, &packet)?;
-    if packet.tuple.dst == tables.settings().gateway_ip {
+) -> Result<Outcome<P::Entry>, DropReason> {
+    source::check(tables, ingress, packet)?;
+    if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    related::translate(worker, frame, parsed)?;
-    let bound = connection::untracked(Tuple::of(&parsed.key));
-    let way = route::resolve(tables, ingress, bound.leaves.dst)?;
-    compile::compile(worker, parsed, &bound, &way, now).map(Outcome::Forward)
+    packet.translate(worker, frame)?;
+    way_of(worker, tables, ingress, packet, now).map(Outcome::Forward)
 }
 
 /// The way of a packet that the engine itself sends, because of one that came in by `ingress`.
-pub fn way_back(
+pub(crate) fn way_back<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
     ingress: &Ingress,
-    parsed: &Parsed,
+    packet: &P,
     now: Now,
-) -> Result<FlowEntry, DropReason> {
+) -> Result<P::Entry, DropReason> {
     // Answers to the host go back to the host; only what it sends itself may not.
     let ingress = Ingress { kind: PortKind::Uplink, ..*ingress };
-    let bound = connection::untracked(Tuple::of(&parsed.key));
-    let way = route::resolve(tables, &ingress, bound.leaves.dst)?;
-    compile::compile(worker, parsed, &bound, &way, now)
+    way_of(worker, tables, &ingress, packet, now)
+}
+
+fn way_of<P: Parcel>(
+    worker: &mut WorkerState,
+    tables: View<'_>,
+    ingress: &Ingress,
+    packet: &P,
+    now: Now,
+) -> Result<P::Entry, DropReason> {
+    let bound = connection::untracked(packet.tuple());
+    let way = route::resolve(tables, ingress, bound.leaves.dst)?;
+    packet.compile(worker, &bound, &way, now)
 }

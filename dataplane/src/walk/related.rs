@@ -2,10 +2,11 @@
 //! quotation the packet that it sent, not the one that the translation made of it.
 
 use crate::conntrack::Tuple;
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, FlowKey6};
 use crate::parse::Parsed;
+use crate::parse6::Parsed6;
 use crate::state::WorkerState;
-use crate::wire::{ETH_LEN, checksum, icmp, ipv4, ports_to_raw, put_raw16, put_raw32};
+use crate::wire::{ETH_LEN, checksum, icmp, icmpv6, ipv4, ipv6, ports_to_raw, proto, put_raw16, put_raw32};
 use fairway_pmd::Frame;
 use fairway_tables::stats::Counter;
 use fairway_tables::{DropReason, Ip};
@@ -18,7 +19,7 @@ use fairway_tables::{DropReason, Ip};
 ///
 /// # Errors
 /// [`DropReason::BadIcmp`] if the message's checksum is wrong: translation would mend it.
-pub(super) fn translate(
+pub(crate) fn translate(
     worker: &mut WorkerState,
     frame: &mut Frame,
     parsed: &mut Parsed,
@@ -26,7 +27,7 @@ pub(super) fn translate(
     let start = usize::from(parsed.l2) + ETH_LEN;
     let packet = &mut frame.bytes_mut()[start..start + usize::from(parsed.ip_len)];
     let (ip, message) = packet.split_at_mut(usize::from(parsed.ip_header_len));
-    if !icmp::is_error(message[0]) {
+    if parsed.key.proto() != proto::ICMP || !icmp::is_error(message[0]) {
         return Ok(());
     }
     if !icmp::checksum_ok(message) {
@@ -58,4 +59,42 @@ pub(super) fn translate(
 
 fn raw(ip: Ip) -> Option<u32> {
     ip.as_v4().map(u32::from_ne_bytes)
+}
+
+/// As [`translate`], for ICMPv6.
+///
+/// # Errors
+/// As there.
+pub(crate) fn translate6(
+    worker: &mut WorkerState,
+    frame: &mut Frame,
+    parsed: &mut Parsed6,
+) -> Result<(), DropReason> {
+    let start = usize::from(parsed.l2) + ETH_LEN;
+    let packet = &mut frame.bytes_mut()[start..start + usize::from(parsed.ip_len)];
+    let (ip, message) = packet.split_at_mut(usize::from(parsed.l4));
+    if parsed.key.proto() != proto::ICMPV6 || !icmpv6::is_error(message[0]) {
+        return Ok(());
+    }
+    if !icmpv6::checksum_ok(&parsed.key.src, &parsed.key.dst, message) {
+        return Err(DropReason::BadIcmp);
+    }
+    let Some((src, dst, quoted)) = icmpv6::quoted(&message[icmpv6::LEN..]) else { return Ok(()) };
+    let answer = Tuple::of6(&FlowKey6::new(src, dst, quoted.ports, quoted.proto, 0, 0)).reversed();
+    let Some(found) = worker.conntrack.lookup(&answer) else { return Ok(()) };
+    let leaves = found.translated();
+    if leaves == answer || leaves.src.is_v4() || leaves.dst.is_v4() {
+        return Ok(());
+    }
+    let ports = ports_to_raw(leaves.dport, leaves.sport);
+    icmpv6::rewrite_quoted(&mut message[icmpv6::LEN..], &quoted, &leaves.dst.0, &leaves.src.0, ports);
+    if parsed.key.src == dst {
+        parsed.key.src = leaves.src.0;
+    }
+    parsed.key.dst = leaves.dst.0;
+    ip[ipv6::SRC..ipv6::DST].copy_from_slice(&parsed.key.src);
+    ip[ipv6::DST..ipv6::LEN].copy_from_slice(&parsed.key.dst);
+    icmpv6::finish(&parsed.key.src, &parsed.key.dst, message);
+    worker.counters.add(Counter::IcmpTranslated, 1);
+    Ok(())
 }

@@ -6,17 +6,17 @@ use crate::wire::vxlan;
 use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, Port, PortId, PortKind, Settings, View};
 
 /// A resolved way out.
-pub(super) struct Way {
+pub(crate) struct Way {
     /// Output port.
-    pub(super) port: PortId,
+    pub(crate) port: PortId,
     /// Largest IP packet that it takes, encapsulation considered.
-    pub(super) mtu: u32,
+    pub(crate) mtu: u32,
     /// What leads there.
-    pub(super) key: TemplateKey,
+    pub(crate) key: TemplateKey,
     /// The bytes to put in front.
-    pub(super) template: Template,
+    pub(crate) template: Template,
     /// Whether they are an encapsulation.
-    pub(super) encapsulates: bool,
+    pub(crate) encapsulates: bool,
 }
 
 pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, dst: Ip) -> Result<Way, DropReason> {

@@ -45,6 +45,12 @@ pub fn delta32(old: u32, new: u32) -> u64 {
     u64::from(!old & 0xffff) + u64::from(!old >> 16) + u64::from(new & 0xffff) + u64::from(new >> 16)
 }
 
+/// The delta of changing bytes of even length at an even place.
+pub fn delta(old: &[u8], new: &[u8]) -> u64 {
+    // The complement of a sum of n words is the sum of their complements.
+    u64::from(!fold(sum(old))) + sum(new)
+}
+
 /// Applies a delta to a checksum field.
 #[inline(always)]
 pub fn update(field: u16, delta: u16) -> u16 {
@@ -56,6 +62,11 @@ pub fn update(field: u16, delta: u16) -> u16 {
 /// length of the TCP or UDP packet in bytes.
 pub fn pseudo_header_v4(src: u32, dst: u32, proto: u8, len: u16) -> u64 {
     u64::from(src) + u64::from(dst) + u64::from(u16::from_ne_bytes([0, proto])) + u64::from(len.to_be())
+}
+
+/// The sum of the pseudo-header of TCP, UDP and ICMPv6 over IPv6 (RFC 8200 section 8.1).
+pub fn pseudo_header_v6(src: &[u8; 16], dst: &[u8; 16], proto: u8, len: u16) -> u64 {
+    sum(src) + sum(dst) + u64::from(u16::from_ne_bytes([0, proto])) + u64::from(len.to_be())
 }
 
 #[cfg(test)]
@@ -87,6 +98,18 @@ mod tests {
             let updated = update(field, fold(delta32(old, new)));
             // Both zeros stand for the same value; a sum of all-zero data is the only case of +0.
             prop_assert!(updated == checksum(&bytes) || fold(sum(&bytes)) == 0);
+        }
+
+        #[test]
+        fn a_delta_of_bytes_equals_recomputation(
+            mut bytes in proptest::collection::vec(any::<u8>(), 64),
+            new in proptest::collection::vec(any::<u8>(), 32),
+        ) {
+            bytes[0] |= 1;
+            let field = checksum(&bytes);
+            let change = fold(delta(&bytes[20..52], &new));
+            bytes[20..52].copy_from_slice(&new);
+            prop_assert_eq!(update(field, change), checksum(&bytes));
         }
 
         #[test]

@@ -7,7 +7,9 @@
 pub mod arp;
 pub mod checksum;
 pub mod icmp;
+pub mod icmpv6;
 pub mod ipv4;
+pub mod ipv6;
 pub mod vxlan;
 
 /// Length of an Ethernet header without VLAN tag.
@@ -32,6 +34,8 @@ pub mod proto {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
 }
 
 /// TCP control bits (RFC 9293 section 3.1).

@@ -146,7 +146,8 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
     let backend = || (any_ip(), any::<u16>()).prop_map(|(ip, port)| Backend { ip, port, flags: 0 });
     prop_oneof![
         1 => (any::<u32>(), any_mac()).prop_map(|(vni, mac)| Op::SetSettings(Settings {
-            node_ip: Ip::v4([192, 0, 2, 1]), gateway_ip: Ip::v4([169, 254, 1, 1]), router_ip: Ip::v4([10, 1, 0, 1]), vni, pod_mtu: 1450,
+            node_ip: Ip::v4([192, 0, 2, 1]), gateway_ip: Ip::v4([169, 254, 1, 1]), router_ip: Ip::v4([10, 1, 0, 1]),
+            gateway_ip6: Ip::UNSPECIFIED, router_ip6: Ip::UNSPECIFIED, vni, pod_mtu: 1450,
             vxlan_port: 4789, uplink: PortId(0), host: PortId::NONE, gateway_mac: mac, vtep_mac: mac,
             reserved: [0; 6],
         })),
