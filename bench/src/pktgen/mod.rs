@@ -7,15 +7,25 @@
 //! | [`paths`], [`plan`] | ways through the device under test; flows by number |
 //! | [`frame`], [`arrival`], [`generator`] | which packet when, and its bytes; no I/O, no clock |
 //! | [`sink`] | loss, duplicates, order and latency of what arrives; no I/O, no clock |
+//! | [`trial`], [`cpu`] | the loop that moves packets; CPU time of the machine |
+//! | [`device`] | devices under test |
+//! | [`rfc2544`] | search, statistics, and the benchmarks made of trials |
+//! | [`cli`], [`run`] | the command line, one file per subcommand |
 //!
 //! Nothing here decides how packets are forwarded, and the engine links nothing of it.
 
 pub mod arrival;
+pub mod cli;
+pub mod cpu;
+pub mod device;
 pub mod frame;
 pub mod generator;
 pub mod paths;
 pub mod plan;
 pub mod random;
 pub mod ranges;
+pub mod rfc2544;
+pub mod run;
 pub mod scenario;
 pub mod sink;
+pub mod trial;

@@ -237,8 +237,12 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
 impl World {
     /// Builds the tables and a worker that has seen nothing.
     pub fn new(config: WorldConfig) -> World {
-        let (mut writer, readers) =
-            Tables::heap(Capacities { ports: 8192, endpoints: 8192, ..Capacities::default() });
+        World::with_capacities(config, Capacities { ports: 8192, endpoints: 8192, ..Capacities::default() })
+    }
+
+    /// The same with tables of other sizes.
+    pub fn with_capacities(config: WorldConfig, capacities: Capacities) -> World {
+        let (mut writer, readers) = Tables::heap(capacities);
         writer.apply(&base_ops(&config)).expect("the tables have room");
         let umem = Umem::new(UmemConfig { frames: config.frames, frame_size: 2048, huge_pages: true })
             .expect("memory for frames");

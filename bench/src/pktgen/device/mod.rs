@@ -1,0 +1,244 @@
+//! Devices under test: what stands between generator and sink, one file each.
+//!
+//! | module | device | driver |
+//! |---|---|---|
+//! | [`memory`] | the engine's workers in this process | memory |
+//! | [`fairway`] | `fairway-control` and `fairway-dataplane` | AF_XDP |
+//! | [`kernel`] | Linux: forwarding, VXLAN, nftables NAT | AF_XDP |
+//! | [`wire`] | nothing: the generator's veth ends in the sink | AF_XDP |
+//!
+//! [`ground`] is the testbed that all AF_XDP devices stand on.
+
+pub mod fairway;
+pub mod ground;
+pub mod kernel;
+pub mod memory;
+pub mod wire;
+
+use crate::pktgen::generator::Generator;
+use crate::pktgen::paths::Site;
+use crate::pktgen::plan::{Plan, TooFewTuples};
+use crate::pktgen::scenario::{Arrival, Scenario, TrialLimits};
+use crate::pktgen::sink::Sink;
+use crate::pktgen::trial::{self, Ends, Outcome, Progress, Trial};
+use fairway_dataplane::clock;
+use fairway_dataplane::crew::CrewError;
+use fairway_pmd::UmemError;
+use fairway_pmd::af_xdp::AfXdpError;
+use fairway_pmd::steering::SteeringError;
+use std::time::{Duration, Instant};
+
+/// How long a device may take until packets of all paths come through.
+const READY: Duration = Duration::from_secs(30);
+/// Packets of one attempt to get through.
+const PROBES: u32 = 256;
+
+/// Why a device could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The scenario does not fit the site.
+    #[error(transparent)]
+    Plan(#[from] TooFewTuples),
+    /// No memory for frames.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// The engine's workers.
+    #[error(transparent)]
+    Crew(#[from] CrewError),
+    /// Namespaces and programs.
+    #[error(transparent)]
+    Testbed(#[from] fairway_tests::Error),
+    /// The generator's or the sink's socket.
+    #[error(transparent)]
+    Socket(#[from] AfXdpError),
+    /// The sink's XDP program.
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
+    /// A program that is not Fairway's is needed and not there.
+    #[error("device {device} needs {program}, which is not installed; apt-get install {package}")]
+    MissingProgram {
+        /// Which device.
+        device: &'static str,
+        /// Which program.
+        program: &'static str,
+        /// Debian package that has it.
+        package: &'static str,
+    },
+    /// The device cannot be what the scenario asks.
+    #[error("device {device} cannot take the scenario: {why}")]
+    Unfit {
+        /// Which device.
+        device: &'static str,
+        /// Why not, and what to do.
+        why: &'static str,
+    },
+    /// A system operation.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Packets do not come through.
+    #[error(
+        "device {device}: after {waited_s} s only {received} of {sent} packets come through; {foreign} other \
+         frames came; {hint}"
+    )]
+    NotReady {
+        /// Which device.
+        device: String,
+        /// How long it was tried.
+        waited_s: u64,
+        /// Packets that arrived in the last attempt.
+        received: u64,
+        /// Packets sent in the last attempt.
+        sent: u64,
+        /// Frames that were not the generator's.
+        foreign: u64,
+        /// Where to look.
+        hint: String,
+    },
+    /// The device broke a promise at its end.
+    #[error("device {device}: {what}")]
+    Broken {
+        /// Which device.
+        device: String,
+        /// Which promise.
+        what: String,
+    },
+}
+
+impl DeviceError {
+    /// Wraps an I/O error with the operation that met it.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> DeviceError {
+        let what = what.into();
+        move |source| DeviceError::Io { what, source }
+    }
+}
+
+/// A device that is up.
+pub trait Device {
+    /// Its name in reports.
+    fn name(&self) -> &'static str;
+
+    /// The addresses around it.
+    fn site(&self) -> Site;
+
+    /// The generator's and the sink's queues.
+    fn ends(&mut self) -> &mut Ends;
+
+    /// Where to look if no packet comes through.
+    fn hint(&mut self) -> String;
+
+    /// Takes it down, checks what it promises for its end, and says in words what held.
+    ///
+    /// # Errors
+    /// [`DeviceError::Broken`] if a promise does not hold.
+    fn finish(self: Box<Self>) -> Result<Vec<String>, DeviceError>;
+}
+
+/// A device with generator and sink for one scenario.
+pub struct Bench {
+    device: Box<dyn Device>,
+    generator: Generator,
+    sink: Sink,
+    limits: TrialLimits,
+}
+
+impl Bench {
+    /// Plans the scenario at the device's site.
+    ///
+    /// # Errors
+    /// If the scenario has more flows than the site has addresses.
+    pub fn new(scenario: &Scenario, device: Box<dyn Device>) -> Result<Bench, DeviceError> {
+        let plan = Plan::new(scenario, &device.site())?;
+        let sink = Sink::new(plan.flows, clock::tsc_per_ns());
+        Ok(Bench { device, generator: Generator::new(scenario, plan), sink, limits: scenario.trial })
+    }
+
+    /// The device's name.
+    pub fn device_name(&self) -> &'static str {
+        self.device.name()
+    }
+
+    /// Sends other frame sizes from now on, in bytes with FCS.
+    pub fn set_sizes(&mut self, sizes: &[u16]) {
+        self.generator.set_sizes(sizes);
+    }
+
+    /// Waits until packets come through, all of them; the first ones are lost to neighbour discovery, or to
+    /// tables that are not yet filled.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotReady`] if they do not.
+    pub fn wait_ready(&mut self) -> Result<(), DeviceError> {
+        let start = Instant::now();
+        let probe = Trial {
+            arrival: Arrival::Paced { rate_pps: 50_000.0 },
+            limits: TrialLimits { duration_ms: 100, max_packets: PROBES },
+        };
+        loop {
+            let outcome = self.run(&probe, &mut |_| {})?;
+            if outcome.sent > 0 && outcome.lost == 0 {
+                return Ok(());
+            }
+            if start.elapsed() > READY {
+                return Err(DeviceError::NotReady {
+                    device: self.device.name().to_owned(),
+                    waited_s: start.elapsed().as_secs(),
+                    received: outcome.counts.received,
+                    sent: outcome.sent,
+                    foreign: outcome.counts.foreign,
+                    hint: self.device.hint(),
+                });
+            }
+        }
+    }
+
+    /// Sends about three packets per flow, at most for five seconds, so that a measurement does not begin with
+    /// every flow's first packet.
+    ///
+    /// # Errors
+    /// As [`Bench::trial`].
+    pub fn warm_up(&mut self) -> Result<(), DeviceError> {
+        let max_packets = self.generator.plan().flows.saturating_mul(3).max(10_000);
+        let limits = TrialLimits { duration_ms: 5000, max_packets };
+        self.run(&Trial { arrival: Arrival::LineRate, limits }, &mut |_| {})?;
+        Ok(())
+    }
+
+    /// One trial with the scenario's limits.
+    ///
+    /// # Errors
+    /// If the system's counters cannot be read.
+    pub fn trial(
+        &mut self,
+        arrival: Arrival,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Outcome, DeviceError> {
+        let limits = self.limits;
+        self.run(&Trial { arrival, limits }, progress)
+    }
+
+    /// One trial.
+    ///
+    /// # Errors
+    /// If the system's counters cannot be read.
+    pub fn run(
+        &mut self,
+        trial: &Trial,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Outcome, DeviceError> {
+        trial::run(trial, &mut self.generator, &mut self.sink, self.device.ends(), progress)
+            .map_err(DeviceError::io("read /proc/stat"))
+    }
+
+    /// Takes the device down; says in words what held at its end.
+    ///
+    /// # Errors
+    /// [`DeviceError::Broken`] if something did not.
+    pub fn finish(self) -> Result<Vec<String>, DeviceError> {
+        self.device.finish()
+    }
+}

@@ -1,0 +1,82 @@
+//! Generator and sink over AF_XDP in network namespaces, around Fairway's real programs and around the kernel.
+//! Slow and short, for a busy machine: what is proved is that packets of all paths get through and are counted.
+
+use fairway_bench::pktgen::device::fairway::FairwayDevice;
+use fairway_bench::pktgen::device::kernel::KernelDevice;
+use fairway_bench::pktgen::device::wire::WireDevice;
+use fairway_bench::pktgen::device::{Bench, Device};
+use fairway_bench::pktgen::scenario::{Arrival, Scenario, TrialLimits};
+use fairway_bench::pktgen::trial::{Outcome, Trial};
+use fairway_tests::gate;
+use std::path::Path;
+
+const PACKETS: u32 = 3000;
+
+fn scenario(changes_per_s: u32) -> Scenario {
+    let yaml = format!(
+        "name: all
+streams:
+- {{path: same-node, flows: 100}}
+- {{path: vxlan, flows: 100}}
+- {{path: clusterip, flows: 100, protocol: tcp}}
+frames: {{size_bytes: [76, 1468]}}
+tables: {{services: 4, backends: 2, changes_per_s: {changes_per_s}}}"
+    );
+    Scenario::parse(Path::new("test.yaml"), &yaml).expect("a good scenario")
+}
+
+fn trial(device: Box<dyn Device>, scenario: &Scenario) -> (Outcome, String) {
+    let mut bench = Bench::new(scenario, device).expect("enough addresses");
+    bench.wait_ready().unwrap_or_else(|error| panic!("{error}"));
+    let limits = TrialLimits { duration_ms: 20_000, max_packets: PACKETS };
+    let trial = Trial { arrival: Arrival::Paced { rate_pps: 2000.0 }, limits };
+    let outcome = bench.run(&trial, &mut |_| {}).expect("a trial");
+    (outcome, bench.finish().unwrap_or_else(|error| panic!("{error}")).join("; "))
+}
+
+fn all_arrived(outcome: &Outcome) {
+    assert_eq!((outcome.sent, outcome.lost), (u64::from(PACKETS), 0), "{outcome:?}");
+    let counts = outcome.counts;
+    assert_eq!((counts.received, counts.duplicated), (u64::from(PACKETS), 0), "{outcome:?}");
+    assert_eq!(outcome.flows_with_loss, 0);
+    assert!(outcome.latency.p50_ns > 100 && outcome.machine_ns_per_packet > 0.0, "{outcome:?}");
+}
+
+#[test]
+fn fairways_programs_carry_all_paths_while_services_change() {
+    if !gate::may_run("pktgen_af_xdp") {
+        return;
+    }
+    let _alone = gate::alone();
+    let scenario = scenario(10);
+    let device = FairwayDevice::start(&scenario).unwrap_or_else(|error| panic!("{error}"));
+    let (outcome, words) = trial(Box::new(device), &scenario);
+    all_arrived(&outcome);
+    assert!(words.contains("every packet accounted for"), "{words}");
+    let edits: u32 = words.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    assert!(edits >= 5, "{words}");
+}
+
+#[test]
+fn the_kernel_as_a_peer_carries_the_same_packets() {
+    if !gate::may_run("pktgen_af_xdp") {
+        return;
+    }
+    let _alone = gate::alone();
+    let scenario = scenario(0);
+    let device = KernelDevice::start(&scenario).unwrap_or_else(|error| panic!("{error}"));
+    all_arrived(&trial(Box::new(device), &scenario).0);
+}
+
+#[test]
+fn a_wire_carries_everything_and_a_trial_on_it_ends_with_every_frame_home() {
+    if !gate::may_run("pktgen_af_xdp") {
+        return;
+    }
+    let _alone = gate::alone();
+    let scenario = scenario(0);
+    let device = WireDevice::start(&scenario).unwrap_or_else(|error| panic!("{error}"));
+    let (outcome, words) = trial(Box::new(device), &scenario);
+    all_arrived(&outcome);
+    assert!(words.contains("every frame"), "{words}");
+}
