@@ -91,21 +91,50 @@ fn counters_survive_a_restart_and_readers_know_who_lives() {
 }
 
 #[test]
-fn a_file_for_other_workers_ports_or_counters_is_made_anew() {
+fn sums_stay_with_other_workers_and_ports_and_end_with_other_counters() {
     let dir = tempfile::tempdir().unwrap();
     fill(&StatsWriter::create(dir.path(), 2, 3).unwrap());
     let old = StatsReader::open(dir.path()).unwrap();
-    let stats = StatsWriter::create(dir.path(), 3, 3).unwrap();
-    assert!(!old.snapshot().alive);
-    let new = StatsReader::open(dir.path()).unwrap();
-    assert_eq!((new.snapshot().workers.len(), new.snapshot().counter(Counter::RxPackets)), (3, 0));
-    stats.worker(2).set_counter(Counter::RxPackets, 7);
-    drop(stats);
+    let before = old.snapshot();
+    let same = |after: &StatsSnapshot| {
+        Counter::ALL.iter().all(|counter| after.counter(*counter) == before.counter(*counter))
+            && DropReason::ALL.iter().all(|reason| after.drops(*reason) == before.drops(*reason))
+            && (0..3).all(|port| after.port(PortId(port)) == before.port(PortId(port)))
+            && after.starts == before.starts
+    };
+    for (workers, ports) in [(3, 3), (1, 8), (2, 3)] {
+        let stats = StatsWriter::create(dir.path(), workers, ports).unwrap();
+        assert!(!old.snapshot().alive);
+        let new = StatsReader::open(dir.path()).unwrap();
+        assert_eq!(new.snapshot().workers.len(), workers as usize);
+        assert!(new.snapshot().alive && same(&new.snapshot()), "{workers} workers: {:?}", new.snapshot());
+        drop(stats);
+    }
     let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("stats")).unwrap();
     file.write_all_at(&99u64.to_ne_bytes(), 16).unwrap();
     assert!(matches!(StatsReader::open(dir.path()), Err(OpenError::Layout { found: 99, .. })));
-    let stats = StatsWriter::create(dir.path(), 3, 3).unwrap();
+    let stats = StatsWriter::create(dir.path(), 2, 3).unwrap();
     assert_eq!(stats.reader().snapshot().counter(Counter::RxPackets), 0);
+}
+
+#[test]
+fn counters_left_open_go_on_without_their_writer_ever_being_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let stats = StatsWriter::create(dir.path(), 2, 3).unwrap();
+    fill(&stats);
+    let left = || stats.file().unwrap().try_clone().unwrap();
+    let reader = StatsReader::open(dir.path()).unwrap();
+    let next = StatsWriter::adopt(dir.path(), left(), 2, 3).unwrap();
+    check(&reader.snapshot());
+    assert_eq!((reader.snapshot().state, reader.snapshot().starts), (ProcessState::Running, 1));
+    next.set_state(ProcessState::Running);
+    assert_eq!(reader.snapshot().starts, 2);
+    assert!(StatsWriter::adopt(dir.path(), left(), 3, 3).is_none(), "other workers");
+    let foreign = std::fs::File::open("/proc/self/exe").unwrap();
+    assert!(StatsWriter::adopt(dir.path(), foreign, 2, 3).is_none(), "another file");
+    std::fs::rename(dir.path().join("stats"), dir.path().join("moved")).unwrap();
+    assert!(StatsWriter::adopt(dir.path(), left(), 2, 3).is_none(), "not under its name any more");
+    std::mem::forget(next);
 }
 
 #[test]

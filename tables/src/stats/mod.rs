@@ -2,7 +2,8 @@
 //!
 //! Plain `u64` words, each stored by one worker alone, relaxed: a reader sees every word whole, but
 //! different words may be from different moments. The file outlives the process, so that counters go on
-//! where they were when the dataplane is restarted.
+//! where they were when the dataplane is restarted, also with another number of workers or ports. A version
+//! that counts other things begins at zero.
 
 mod read;
 mod write;
@@ -191,6 +192,8 @@ mod head {
     pub(super) const PID: usize = 64;
     pub(super) const START_TIME: usize = 72;
     pub(super) const STATE: usize = 80;
+    /// How often a process began to forward. Files of earlier versions hold zero here.
+    pub(super) const STARTS: usize = 88;
     pub(super) const CONNTRACK_USED: usize = 128;
     pub(super) const CONNTRACK_CAPACITY: usize = 136;
     pub(super) const LEN: usize = 4096;

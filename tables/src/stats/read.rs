@@ -52,6 +52,7 @@ impl StatsReader {
             pid: word(head::PID) as u32,
             start_time_ticks: word(head::START_TIME),
             state: ProcessState::from_word(word(head::STATE)),
+            starts: word(head::STARTS),
             alive: self.file.as_ref().is_none_or(|file| sys::is_locked(file, 0, 64).unwrap_or(false)),
             conntrack_used: word(head::CONNTRACK_USED),
             conntrack_capacity: word(head::CONNTRACK_CAPACITY),
@@ -84,6 +85,8 @@ pub struct StatsSnapshot {
     pub start_time_ticks: u64,
     /// What it said it was doing.
     pub state: ProcessState,
+    /// How often a process, or an image of one, began to forward since the file was made.
+    pub starts: u64,
     /// Whether it lives.
     pub alive: bool,
     /// Entries in the connection table.

@@ -45,18 +45,78 @@ pub struct StatsWriter {
 
 impl StatsWriter {
     /// Opens `<dir>/stats` and goes on from its counts, or makes it anew if there is none or it was made
-    /// for other counters, workers or ports. Refuses if another process is writing it.
+    /// for other counters. Made for other workers or ports, it is made anew with the same counts: those of
+    /// workers that are no more are the first's now. Refuses if another process is writing it.
     pub fn create(dir: &Path, workers: u32, ports: u32) -> Result<StatsWriter, OpenError> {
         let geometry = check_size(workers, ports)?;
         std::fs::create_dir_all(dir).map_err(io_error(dir, "make folder"))?;
         let path = dir.join(FILE);
-        let (file, region) = match reopen(&path, geometry)? {
-            Some(existing) => existing,
-            None => make(dir, &path, geometry)?,
+        let writer = match reopen(&path)? {
+            Some(former) if former.geometry == geometry => former,
+            former => {
+                let (file, region) = make(dir, &path, geometry)?;
+                let writer = StatsWriter { region, geometry, file: Some(file) };
+                if let Some(former) = former {
+                    writer.carry_over(&former);
+                }
+                writer
+            }
         };
-        let writer = StatsWriter { region, geometry, file: Some(file) };
         writer.introduce();
         Ok(writer)
+    }
+
+    /// Goes on with the counters that a former image of this process left open as `file`, its lock still held:
+    /// to readers, the writer was there all the time. `None` if they are not for these workers and ports, or the
+    /// file is not `<dir>/stats` any more; [`StatsWriter::create`] then does better.
+    pub fn adopt(dir: &Path, file: File, workers: u32, ports: u32) -> Option<StatsWriter> {
+        use std::os::unix::fs::MetadataExt;
+        let path = dir.join(FILE);
+        let (named, open) = (std::fs::metadata(&path).ok()?, file.metadata().ok()?);
+        if (named.dev(), named.ino()) != (open.dev(), open.ino()) {
+            return None;
+        }
+        let writer = StatsWriter::over(&path, file)?;
+        (writer.geometry == check_size(workers, ports).ok()?).then_some(writer)
+    }
+
+    /// The open file, to be left to the next image of this process; `None` on the heap.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// The counters in a file that this process may write, if they count the same as this version.
+    fn over(path: &Path, file: File) -> Option<StatsWriter> {
+        let len = file.metadata().ok()?.len();
+        if len < head::LEN as u64 {
+            return None;
+        }
+        let region = WriteRegion::new(Region::map_write(&file).ok()?);
+        check_head(path, &region, MAGIC, ABI_VERSION, Geometry::hash()).ok()?;
+        let word = |at| u32::try_from(region.load64(at, Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let geometry = check_size(word(head::WORKERS), word(head::PORTS)).ok()?;
+        (len == geometry.len() as u64).then_some(StatsWriter { region, geometry, file: Some(file) })
+    }
+
+    fn carry_over(&self, former: &StatsWriter) {
+        if self.geometry.workers == 0 {
+            return;
+        }
+        for from in 0..former.geometry.workers {
+            let to = if from < self.geometry.workers { from } else { 0 };
+            let (from, to) = (former.worker(from), self.worker(to));
+            for counter in Counter::ALL {
+                to.set_counter(*counter, to.counter(*counter).wrapping_add(from.counter(*counter)));
+            }
+            for reason in DropReason::ALL {
+                to.set_drop(*reason, to.drops(*reason).wrapping_add(from.drops(*reason)));
+            }
+            for port in (0..former.geometry.ports.min(self.geometry.ports)).map(|port| PortId(port as u16)) {
+                to.set_port(port, to.port(port).merged(from.port(port)));
+            }
+        }
+        let starts = former.region.load64(head::STARTS, Ordering::Relaxed);
+        self.region.store64(head::STARTS, starts, Ordering::Relaxed);
     }
 
     /// Counters in heap memory.
@@ -78,9 +138,18 @@ impl StatsWriter {
         self.set_state(ProcessState::Starting);
     }
 
-    /// Says what the process is doing.
+    /// Says what the process is doing. An image says once that it forwards, which counts as a start.
     pub fn set_state(&self, state: ProcessState) {
+        if state == ProcessState::Running {
+            let starts = self.region.load64(head::STARTS, Ordering::Relaxed);
+            self.region.store64(head::STARTS, starts.wrapping_add(1), Ordering::Relaxed);
+        }
         self.region.store64(head::STATE, state as u64, Ordering::Relaxed);
+    }
+
+    /// How often a process, or an image of one, began to forward since the file was made.
+    pub fn starts(&self) -> u64 {
+        self.region.load64(head::STARTS, Ordering::Relaxed)
     }
 
     /// Says how full the connection table is.
@@ -126,8 +195,8 @@ pub(super) fn check_size(workers: u32, ports: u32) -> Result<Geometry, OpenError
     Ok(Geometry { workers, ports })
 }
 
-/// A file whose counts can be gone on from, locked; `None` if it is to be made anew.
-fn reopen(path: &Path, geometry: Geometry) -> Result<Option<(File, WriteRegion)>, OpenError> {
+/// The counters of an existing file, locked; `None` if there is none that counts the same as this version.
+fn reopen(path: &Path) -> Result<Option<StatsWriter>, OpenError> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(io_error(path, "open"))?,
@@ -140,14 +209,7 @@ fn reopen(path: &Path, geometry: Geometry) -> Result<Option<(File, WriteRegion)>
         };
         return Err(OpenError::WriterRunning { path: path.to_owned(), pid });
     }
-    if len != geometry.len() as u64 {
-        return Ok(None);
-    }
-    let region = WriteRegion::new(Region::map_write(&file).map_err(io_error(path, "map"))?);
-    let same = check_head(path, &region, MAGIC, ABI_VERSION, Geometry::hash()).is_ok()
-        && region.load64(head::WORKERS, Ordering::Relaxed) == u64::from(geometry.workers)
-        && region.load64(head::PORTS, Ordering::Relaxed) == u64::from(geometry.ports);
-    Ok(same.then_some((file, region)))
+    Ok(StatsWriter::over(path, file))
 }
 
 /// A new file, locked before it takes its name.
