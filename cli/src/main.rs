@@ -2,6 +2,7 @@
 
 mod demo;
 mod query;
+mod restart;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Show the main job: two nodes, real pods, a Service over VXLAN.
     Demo(demo::DemoArgs),
+    /// Restart the dataplane in place with the program now at its path, connections and packets kept.
+    Restart(restart::RestartArgs),
     #[command(flatten)]
     Query(query::Query),
 }
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match &cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::Restart(args) => restart::run(args, &cli.run_dir),
         Command::Query(query) => query::run(query, &cli.run_dir),
     }
 }

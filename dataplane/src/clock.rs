@@ -28,9 +28,18 @@ pub fn monotonic_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+static RATE: OnceLock<f64> = OnceLock::new();
+
+/// Says what [`tsc_per_ns`] is, as measured by a former image of this process; ignored if it makes no sense or
+/// was measured here already.
+pub fn set_tsc_per_ns(rate: f64) {
+    if rate.is_finite() && rate > 0.0 {
+        let _ = RATE.set(rate);
+    }
+}
+
 /// Clocks per nanosecond, measured once over 20 ms.
 pub fn tsc_per_ns() -> f64 {
-    static RATE: OnceLock<f64> = OnceLock::new();
     *RATE.get_or_init(|| {
         let (start, clocks) = (Instant::now(), tsc());
         std::thread::sleep(Duration::from_millis(20));

@@ -215,26 +215,46 @@ impl Crew {
     /// # Errors
     /// [`CrewError::WorkerDied`] if one had ended by itself before.
     pub fn stop(self) -> Result<Tally, CrewError> {
+        let (tally, queues) = self.finish(|| Command::Stop)?;
+        // Closing a socket waits for the kernel, each for some milliseconds: all at once.
+        std::thread::scope(|scope| {
+            for queue in queues {
+                scope.spawn(move || drop(queue));
+            }
+        });
+        Ok(tally)
+    }
+
+    /// Stops all workers with their queues open: each packet is processed, and each frame is home or in a queue.
+    ///
+    /// # Errors
+    /// [`CrewError::WorkerDied`] if one had ended by itself before.
+    pub fn pause(self) -> Result<(Tally, Vec<Box<dyn Queue>>), CrewError> {
+        self.finish(|| Command::Pause)
+    }
+
+    fn finish(self, command: impl Fn() -> Command) -> Result<(Tally, Vec<Box<dyn Queue>>), CrewError> {
         if let Some(dead) = self.dead() {
             // The others would wait for it at the last call.
             return Err(CrewError::WorkerDied(dead));
         }
-        (0..self.len()).for_each(|worker| self.tell(worker, Command::Stop));
+        self.tell_all(command);
         let mut tally = Tally { packets_unaccounted: 0, counters: Vec::new() };
+        let mut all = Vec::new();
         let mut died = None;
         for (id, handle) in self.handles.into_iter().enumerate() {
             match handle.thread.join() {
                 Ok(Ended { counters, cache, queues }) => {
                     tally.packets_unaccounted += counters.unaccounted() - handle.baseline.unaccounted();
                     tally.counters.push(counters);
-                    drop(queues);
+                    all.extend(queues);
                     drop(cache);
                 }
                 Err(_) => died = Some(id),
             }
             while handle.mailbox.closed.pop().is_some() {}
         }
-        died.map_or(Ok(tally), |id| Err(CrewError::WorkerDied(id)))
+        died.map_or(Ok((tally, all)), |id| Err(CrewError::WorkerDied(id)))
     }
 
     /// Waits until the workers have obeyed every command given so far.

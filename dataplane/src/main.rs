@@ -1,12 +1,14 @@
 //! `fairway-dataplane`: the engine's process.
 
 use clap::Parser;
-use fairway_dataplane::engine::{self, Config, parse_cores};
+use fairway_dataplane::clock;
+use fairway_dataplane::engine::{self, Answer, Config, Handover, Process, Program, parse_cores};
 use fairway_dataplane::worker::PollMode;
+use fairway_pmd::steering::Steering;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use tracing_subscriber::EnvFilter;
 
 /// Fairway's forwarding engine. Serves the ports that fairway-control lists in the run folder's tables.
@@ -40,6 +42,9 @@ struct Args {
     /// Connections that can be tracked (160 bytes each)
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(64..=67_108_864))]
     connections: u32,
+    /// Say whether this program could take over from a running one with these options, and end
+    #[arg(long, hide = true)]
+    check_restart: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -61,7 +66,37 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config {
+    let check = args.check_restart;
+    let config = config(args)?;
+    if check {
+        config.worker_cores()?;
+        // The kernel's verifier has the last word on whether the program can be used here.
+        Steering::load()?;
+        let (version, state_version) = (env!("CARGO_PKG_VERSION").to_owned(), engine::STATE_VERSION);
+        println!("{}", serde_json::to_string(&Answer { version, state_version })?);
+        return Ok(());
+    }
+    let program = Program::of_this_process()?;
+    let left = match Handover::receive() {
+        Ok(left) => left,
+        Err(reason) => return Err(engine::begin_anew(&program, &reason).into()),
+    };
+    if left.is_none() {
+        // Takes 20 ms of doing nothing, which others need not wait for.
+        std::thread::spawn(clock::tsc_per_ns);
+    }
+    let process = Process { stop: Arc::default(), restart: Arc::default(), program };
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, process.stop.clone())?;
+    }
+    signal_hook::flag::register(SIGHUP, process.restart.clone())?;
+    engine::hold_back_hangup(false);
+    engine::run(&config, &process, left)?;
+    Ok(())
+}
+
+fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
+    Ok(Config {
         run_dir: args.run_dir,
         cores: args.cores.as_deref().map(parse_cores).transpose()?.unwrap_or_default(),
         workers: args.workers,
@@ -73,11 +108,5 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         huge_pages: !args.no_huge_pages,
         flows: args.flows as usize,
         connections: args.connections,
-    };
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
-    engine::run(&config, &stop)?;
-    Ok(())
+    })
 }

@@ -50,6 +50,8 @@ pub enum Command {
     Tables(Box<Reader>),
     /// Close everything and return.
     Stop,
+    /// Return with the queues open, nothing on its way between workers.
+    Pause,
 }
 
 /// Which worker serves a port that the asker does not serve itself.
@@ -141,7 +143,7 @@ pub struct Ended {
     pub counters: Counters,
     /// Its stock, still holding frames.
     pub cache: FrameCache,
-    /// Its queues, closed.
+    /// Its queues: closed after [`Command::Stop`], open after [`Command::Pause`].
     pub queues: Vec<Box<dyn Queue>>,
 }
 
@@ -157,7 +159,7 @@ const SUMMARY_LOOPS: u64 = 4096;
 const HOUSEKEEP_LOOPS: u64 = 8;
 
 impl Worker {
-    /// Runs until [`Command::Stop`].
+    /// Runs until [`Command::Stop`] or [`Command::Pause`].
     pub fn run(mut self, ports: usize) -> Ended {
         let mut run = Run {
             queues: Vec::with_capacity(ports),
@@ -173,9 +175,11 @@ impl Worker {
             PollMode::Busy => u64::MAX,
             PollMode::Adaptive { spin_us } => (f64::from(spin_us) * 1e3 * clock::tsc_per_ns()) as u64,
         };
-        loop {
-            if !self.mailbox.commands.is_empty() && self.obey(&mut run) {
-                break;
+        let close = loop {
+            if !self.mailbox.commands.is_empty()
+                && let Some(close) = self.obey(&mut run)
+            {
+                break close;
             }
             let start = clock::tsc();
             let received = self.receive(&mut run);
@@ -194,8 +198,8 @@ impl Worker {
             if received + handed == 0 && start - *run.idle_since.get_or_insert(start) > spin_clocks {
                 self.sleep(&mut run);
             }
-        }
-        self.end(run)
+        };
+        self.end(run, close)
     }
 
     fn receive(&mut self, run: &mut Run) -> usize {
@@ -345,9 +349,9 @@ impl Worker {
         }
     }
 
-    /// Obeys all commands; whether to stop.
+    /// Obeys all commands; if one is to end, whether to close the queues.
     #[cold]
-    fn obey(&mut self, run: &mut Run) -> bool {
+    fn obey(&mut self, run: &mut Run) -> Option<bool> {
         while let Some(command) = self.mailbox.commands.pop() {
             match command {
                 Command::Open { port, kind, queue } => self.open(run, port, kind, queue),
@@ -363,11 +367,12 @@ impl Worker {
                     // Their list of changes says nothing about entries compiled under the former ones.
                     self.state.forget_tables();
                 }
-                Command::Stop => return true,
+                Command::Stop => return Some(true),
+                Command::Pause => return Some(false),
             }
             self.mailbox.obeyed.fetch_add(1, Ordering::Release);
         }
-        false
+        None
     }
 
     fn open(&mut self, run: &mut Run, port: PortId, kind: PortKind, queue: Box<dyn Queue>) {
@@ -386,7 +391,9 @@ impl Worker {
         run.tx.open(port);
         // A port's first queue is the one that sends.
         place.get_or_insert(run.queues.len() as u16);
-        run.queues.push(Slot { port, queue, unsent: false });
+        // A queue taken over may have frames to send.
+        let unsent = queue.tx_pending() > 0;
+        run.queues.push(Slot { port, queue, unsent });
     }
 
     fn close(&mut self, run: &mut Run, port: PortId) {
@@ -413,7 +420,7 @@ impl Worker {
         }
     }
 
-    fn end(mut self, mut run: Run) -> Ended {
+    fn end(mut self, mut run: Run, close: bool) -> Ended {
         for slot in &mut run.queues {
             // Gives the kernel its last wake-up, so that answers under way still leave.
             slot.queue.kick(&mut self.cache);
@@ -424,7 +431,9 @@ impl Worker {
         for slot in run.queues {
             let Slot { mut queue, .. } = slot;
             queue.kick(&mut self.cache);
-            queue.close(&mut self.cache);
+            if close {
+                queue.close(&mut self.cache);
+            }
             queues.push(queue);
         }
         self.publish();

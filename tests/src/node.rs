@@ -113,8 +113,26 @@ impl Node {
         Ok(())
     }
 
+    /// Starts the dataplane from another file, which takes the run directory and further arguments.
+    pub fn start_dataplane_from(&mut self, program: &Path, args: &[&str]) -> Result<()> {
+        let run_dir = self.run_dir.display().to_string();
+        let args: Vec<String> = ["--run-dir", &run_dir].iter().chain(args).map(|a| (*a).to_owned()).collect();
+        self.dataplane = Some(self.spawn_from(program, "fairway-dataplane", &args)?);
+        Ok(())
+    }
+
+    /// Runs `fairway restart` on this node to its end.
+    pub fn restart_dataplane(&self) -> Result<process::Output> {
+        let run_dir = self.run_dir.display().to_string();
+        self.run("fairway", &["--run-dir", &run_dir, "restart", "--timeout-ms", "8000"])
+    }
+
     fn spawn(&self, program: &str, args: &[String]) -> Result<Process> {
-        let mut command = self.netns.command(self.program(program)?);
+        self.spawn_from(&self.program(program)?, program, args)
+    }
+
+    fn spawn_from(&self, path: &Path, program: &str, args: &[String]) -> Result<Process> {
+        let mut command = self.netns.command(path);
         command.args(args).env("NO_COLOR", "1");
         let log = self.spec.dir.join(format!("{program}.log"));
         let name = format!("{program} of {}", self.spec.name);

@@ -1,10 +1,11 @@
 //! Ports in step with the tables: opened when control lists them, closed when it does not any more.
 
+use super::resume::Resumed;
 use crate::crew::Crew;
 use crate::worker::PollMode;
 use fairway_pmd::Queue;
 use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
-use fairway_pmd::steering::{PortClass, Steering, SteeringError};
+use fairway_pmd::steering::{LinkState, PortClass, Steering, SteeringError};
 use fairway_tables::{OpenError, Port, PortId, PortKind, Reader};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -33,6 +34,15 @@ impl Open {
     /// A device that was made anew under its old name is another device.
     fn is_replaced(&self) -> bool {
         af_xdp::ifindex(self.port.ifname()) != Some(self.ifindex)
+    }
+}
+
+/// What the steering program takes from a port.
+pub(super) fn class_of(kind: PortKind) -> PortClass {
+    match kind {
+        PortKind::Uplink => PortClass::Uplink,
+        PortKind::Pod => PortClass::Pod,
+        PortKind::Host => PortClass::Host,
     }
 }
 
@@ -159,12 +169,42 @@ impl Ports {
         Ok(())
     }
 
+    /// Goes on with what a former image of this process had open and the workers serve already.
+    pub(super) fn take_over(&mut self, resumed: Vec<Resumed>, crew: &Crew) {
+        let settings = self.tables.view().settings();
+        // First, so that no tunnel passes to the kernel when the uplink's program is exchanged.
+        self.steer(settings.node_ip.into(), settings.vxlan_port);
+        for Resumed { id, port, state, link, sockets } in resumed {
+            match self.steering.adopt(port.ifname(), &state, link, &sockets) {
+                Ok(()) => {
+                    self.open.insert(id, Open { port, ifindex: state.attachment.ifindex });
+                }
+                Err(error) => {
+                    tracing::warn!(port = id.0, ifname = port.ifname(), %error, "port closes, to be opened anew");
+                    crew.close_port(id);
+                    crew.settle();
+                    crew.reap();
+                }
+            }
+        }
+    }
+
+    /// What the next image of this process needs to go on with the attachments.
+    pub(super) fn links(&self) -> Vec<LinkState> {
+        self.steering.links()
+    }
+
+    /// What an open port is.
+    pub(super) fn kind(&self, id: PortId) -> Option<PortKind> {
+        self.open.get(&id)?.port.kind()
+    }
+
     fn open_port(&mut self, id: PortId, port: &Port, crew: &Crew) -> Result<u32, PortError> {
         let kind = port.kind().ok_or(PortError::Kind(id))?;
-        let (class, mut config) = match kind {
-            PortKind::Uplink => (PortClass::Uplink, AfXdpConfig::uplink()),
-            PortKind::Pod => (PortClass::Pod, AfXdpConfig::pod()),
-            PortKind::Host => (PortClass::Host, AfXdpConfig::pod()),
+        let class = class_of(kind);
+        let mut config = match kind {
+            PortKind::Uplink => AfXdpConfig::uplink(),
+            PortKind::Pod | PortKind::Host => AfXdpConfig::pod(),
         };
         if self.poll == PollMode::Busy && kind == PortKind::Uplink {
             config.busy_poll = Some(BusyPoll::default());
