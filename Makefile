@@ -28,8 +28,9 @@ demo-down: ## Take down a demo that was left running
 test: deps ## Run everything: static checks, unit, property and end-to-end tests (root)
 	@scripts/run-tests
 
-model: deps ## Check the tables' protocol in every interleaving (loom)
-	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom $(CARGO) test --release -p fairway-tables --lib
+model: deps ## Check what threads and processes share in every interleaving (loom; the long version)
+	LOOM_MAX_PREEMPTIONS=$(or $(LOOM_MAX_PREEMPTIONS),4) RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom \
+	    $(CARGO) test --release --lib -p fairway-tables -p fairway-pmd
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
 	$(CARGO) test -p fairway-tests --test survival -- --nocapture

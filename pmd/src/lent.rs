@@ -92,7 +92,7 @@ impl Lent {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::umem::UmemConfig;

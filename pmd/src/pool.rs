@@ -5,12 +5,16 @@
 //! loose store. Each store has room for every frame of the UMEM, so giving back never fails.
 
 use crate::frame::{Burst, Frame};
+use crate::sync::ArrayQueue;
 use crate::umem::Umem;
 use arrayvec::ArrayVec;
-use crossbeam_queue::ArrayQueue;
 
 /// Frames that move between a cache and the pool at once.
+#[cfg(not(loom))]
 pub const MAGAZINE: usize = 64;
+/// As few as the model checker can go through.
+#[cfg(loom)]
+pub const MAGAZINE: usize = 2;
 
 type Magazine = ArrayVec<Frame, MAGAZINE>;
 

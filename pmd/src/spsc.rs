@@ -9,11 +9,9 @@
 // UNSAFETY: slots are written by one end and read by the other, handed over by the cursors.
 #![allow(unsafe_code)]
 
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, UnsafeCell};
 use crossbeam_utils::CachePadded;
-use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 struct Shared<T> {
     slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
@@ -37,7 +35,7 @@ impl<T> Drop for Shared<T> {
         let mut head = self.head.load(Ordering::Acquire);
         while head != tail {
             // SAFETY: slots from `head` to `tail` are filled, and both ends are gone.
-            unsafe { (*self.slots[head & self.mask].get()).assume_init_drop() };
+            self.slots[head & self.mask].with_mut(|slot| unsafe { (*slot).assume_init_drop() });
             head = head.wrapping_add(1);
         }
     }
@@ -62,7 +60,7 @@ pub fn ring<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     ring_at(capacity, 0)
 }
 
-fn ring_at<T>(capacity: usize, start: usize) -> (Sender<T>, Receiver<T>) {
+pub(crate) fn ring_at<T>(capacity: usize, start: usize) -> (Sender<T>, Receiver<T>) {
     let size = capacity.max(1).next_power_of_two();
     let shared = Arc::new(Shared {
         slots: (0..size).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
@@ -96,11 +94,17 @@ impl<T> Sender<T> {
     pub fn send_all(&mut self, entries: &mut impl ExactSizeIterator<Item = T>) -> usize {
         let wanted = entries.len();
         let count = self.free(wanted).min(wanted);
+        self.publish(entries.take(count))
+    }
+
+    /// Sends entries for which there is room.
+    #[inline]
+    fn publish(&mut self, entries: impl Iterator<Item = T>) -> usize {
         let mut sent = 0;
-        for entry in entries.take(count) {
-            let slot = self.shared.slots[self.tail.wrapping_add(sent) & self.shared.mask].get();
-            // SAFETY: there is room for `count` entries behind `tail`, and the receiver does not look there.
-            unsafe { (*slot).write(entry) };
+        for entry in entries {
+            let slot = &self.shared.slots[self.tail.wrapping_add(sent) & self.shared.mask];
+            // SAFETY: the callers saw room for so many entries behind `tail`, where the receiver does not look.
+            slot.with_mut(|slot| unsafe { (*slot).write(entry) });
             sent += 1;
         }
         self.tail = self.tail.wrapping_add(sent);
@@ -114,7 +118,8 @@ impl<T> Sender<T> {
         if self.free(1) == 0 {
             return Err(entry);
         }
-        self.send_all(&mut std::iter::once(entry));
+        // The ring is not asked again: were it closed meanwhile, the entry would be in nobody's hands.
+        self.publish(std::iter::once(entry));
         Ok(())
     }
 
@@ -143,8 +148,9 @@ impl<T> Sender<T> {
         if head == self.tail {
             return None;
         }
+        let slot = &self.shared.slots[head & self.shared.mask];
         // SAFETY: the slot is filled, and the receiver, being closed, does not read it.
-        let entry = unsafe { (*self.shared.slots[head & self.shared.mask].get()).assume_init_read() };
+        let entry = slot.with_mut(|slot| unsafe { (*slot).assume_init_read() });
         self.shared.head.store(head.wrapping_add(1), Ordering::Relaxed);
         Some(entry)
     }
@@ -174,10 +180,10 @@ impl<T> Receiver<T> {
         }
         let count = self.len_seen().min(limit);
         for _ in 0..count {
+            let slot = &self.shared.slots[self.head & self.shared.mask];
             // SAFETY: the sender filled the slots up to `tail_seen`, and does not reuse this one before the
             // cursor passes it.
-            let entry =
-                unsafe { (*self.shared.slots[self.head & self.shared.mask].get()).assume_init_read() };
+            let entry = slot.with_mut(|slot| unsafe { (*slot).assume_init_read() });
             self.head = self.head.wrapping_add(1);
             // Stored per entry, so that an entry is never seen twice if `take` panics.
             self.shared.head.store(self.head, Ordering::Release);
@@ -206,7 +212,7 @@ impl<T> Drop for Receiver<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

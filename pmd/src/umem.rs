@@ -380,7 +380,7 @@ fn map(file: &OwnedFd, bytes: usize, collapse: bool) -> io::Result<NonNull<u8>> 
     NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mapped at address 0"))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

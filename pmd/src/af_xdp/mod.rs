@@ -13,7 +13,7 @@
 //! It also spares libxdp, libelf, m4 and bindgen at build time. `docs/af_xdp.md` explains modes, ownership of
 //! frames at shutdown, and tuning.
 //!
-//! - `ring.rs`: the rings shared with the kernel.
+//! - `ring.rs`, `area.rs`: the rings shared with the kernel, and their memory.
 //! - `sys.rs`: the system calls.
 //! - `netdev.rs`: what is asked about a netdev.
 //! - `open.rs`: opening a socket.
@@ -22,6 +22,7 @@
 //! - `handover.rs`: leaving open sockets to the process's next image.
 //! - here: configuration, errors, and opening a netdev.
 
+mod area;
 mod handover;
 mod held;
 pub(crate) mod netdev;

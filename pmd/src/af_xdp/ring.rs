@@ -5,50 +5,25 @@
 //! loads the other's with Acquire before. Entries are atomic words too, accessed Relaxed, so that no reference
 //! to plain memory is ever made into what the kernel writes.
 
-// UNSAFETY: the rings are mapped kernel memory, reached through raw pointers.
+// UNSAFETY: the places of a ring's words in its memory are vouched for here.
 #![allow(unsafe_code)]
 
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use super::area::Area;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Words of 64 bits in an entry of the fill and completion rings: the address.
-pub(super) const ADDRESS_WORDS: usize = 1;
+pub(crate) const ADDRESS_WORDS: usize = 1;
 /// Words of 64 bits in an entry of the rx and tx rings (`struct xdp_desc`): the address, then the length in
 /// the first half of the second word and the options in its second half.
-pub(super) const DESCRIPTOR_WORDS: usize = 2;
+pub(crate) const DESCRIPTOR_WORDS: usize = 2;
 
 /// Where the parts of one ring are in its mapping (`struct xdp_ring_offset`).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Offsets {
-    pub(super) producer: u64,
-    pub(super) consumer: u64,
-    pub(super) flags: u64,
-    pub(super) desc: u64,
-}
-
-/// The memory of one ring; unmapped when dropped.
-pub(super) struct Area {
-    base: NonNull<u8>,
-    bytes: usize,
-    release: fn(NonNull<u8>, usize),
-}
-
-// SAFETY: an area is an address range; what is in it is reached through atomics.
-unsafe impl Send for Area {}
-
-impl Area {
-    /// # Safety
-    /// `base..base + bytes` must be readable and writable until `release` is called, which must give it up,
-    /// and aligned to 8 bytes.
-    pub(super) unsafe fn new(base: NonNull<u8>, bytes: usize, release: fn(NonNull<u8>, usize)) -> Area {
-        Area { base, bytes, release }
-    }
-}
-
-impl Drop for Area {
-    fn drop(&mut self) {
-        (self.release)(self.base, self.bytes);
-    }
+pub(crate) struct Offsets {
+    pub(crate) producer: u64,
+    pub(crate) consumer: u64,
+    pub(crate) flags: u64,
+    pub(crate) desc: u64,
 }
 
 /// The places of a ring, whichever side of it is ours.
@@ -67,7 +42,7 @@ impl<const WORDS: usize> Ring<WORDS> {
         let part = |offset: u64, bytes: usize, align: usize| {
             let start = usize::try_from(offset).ok()?;
             let end = start.checked_add(bytes)?;
-            (end <= area.bytes && start.is_multiple_of(align)).then_some(start)
+            (end <= area.bytes() && start.is_multiple_of(align)).then_some(start)
         };
         if !size.is_power_of_two() {
             return None;
@@ -84,9 +59,8 @@ impl<const WORDS: usize> Ring<WORDS> {
 
     #[inline]
     fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: `new` checked that the four bytes lie in the area, aligned; the area lives as long as
-        // `self`; the kernel accesses the word atomically too.
-        unsafe { self.area.base.add(offset).cast::<AtomicU32>().as_ref() }
+        // SAFETY: `new` checked that the four bytes lie in the area, aligned.
+        unsafe { self.area.word(offset) }
     }
 
     /// Word `word` (below `WORDS`) of the entry under `cursor`.
@@ -95,7 +69,7 @@ impl<const WORDS: usize> Ring<WORDS> {
         debug_assert!(word < WORDS);
         let index = (cursor & self.mask) as usize * WORDS + word;
         // SAFETY: the mask keeps the entry in the part that `new` checked, aligned to 8 bytes.
-        unsafe { self.area.base.add(self.desc + index * 8).cast::<AtomicU64>().as_ref() }
+        unsafe { self.area.entry(self.desc + index * 8) }
     }
 
     #[inline]
@@ -105,7 +79,7 @@ impl<const WORDS: usize> Ring<WORDS> {
 }
 
 /// Our side of a ring that we fill (fill, tx).
-pub(super) struct Producer<const WORDS: usize> {
+pub(crate) struct Producer<const WORDS: usize> {
     ring: Ring<WORDS>,
     /// Where the next entry goes; published by `submit`.
     next: u32,
@@ -114,7 +88,7 @@ pub(super) struct Producer<const WORDS: usize> {
 }
 
 impl<const WORDS: usize> Producer<WORDS> {
-    pub(super) fn new(area: Area, offsets: Offsets, size: u32) -> Option<Producer<WORDS>> {
+    pub(crate) fn new(area: Area, offsets: Offsets, size: u32) -> Option<Producer<WORDS>> {
         let ring = Ring::new(area, offsets, size)?;
         let next = ring.word(ring.producer).load(Ordering::Relaxed);
         let seen = ring.word(ring.consumer).load(Ordering::Acquire);
@@ -122,13 +96,13 @@ impl<const WORDS: usize> Producer<WORDS> {
     }
 
     /// Entries that fit.
-    pub(super) fn size(&self) -> u32 {
+    pub(crate) fn size(&self) -> u32 {
         self.ring.mask + 1
     }
 
     /// Entries that can be pushed; looks at the kernel's cursor only if fewer than `wanted` are known of.
     #[inline]
-    pub(super) fn free(&mut self, wanted: u32) -> u32 {
+    pub(crate) fn free(&mut self, wanted: u32) -> u32 {
         if self.known_free() < wanted {
             self.seen = self.ring.word(self.ring.consumer).load(Ordering::Acquire);
         }
@@ -143,14 +117,14 @@ impl<const WORDS: usize> Producer<WORDS> {
 
     /// Entries submitted that the kernel has not consumed.
     #[inline]
-    pub(super) fn pending(&mut self) -> u32 {
+    pub(crate) fn pending(&mut self) -> u32 {
         self.seen = self.ring.word(self.ring.consumer).load(Ordering::Acquire);
         self.next.wrapping_sub(self.seen)
     }
 
     /// Writes an entry. The caller has checked `free`.
     #[inline]
-    pub(super) fn push(&mut self, words: [u64; WORDS]) {
+    pub(crate) fn push(&mut self, words: [u64; WORDS]) {
         for (index, word) in words.into_iter().enumerate() {
             self.ring.entry(self.next, index).store(word, Ordering::Relaxed);
         }
@@ -159,45 +133,45 @@ impl<const WORDS: usize> Producer<WORDS> {
 
     /// Shows the kernel all that was pushed.
     #[inline]
-    pub(super) fn submit(&mut self) {
+    pub(crate) fn submit(&mut self) {
         self.ring.word(self.ring.producer).store(self.next, Ordering::Release);
     }
 
     /// Whether the kernel asks for a system call to go on.
     #[inline]
-    pub(super) fn needs_wakeup(&self) -> bool {
+    pub(crate) fn needs_wakeup(&self) -> bool {
         self.ring.needs_wakeup()
     }
 }
 
 /// Our side of a ring that the kernel fills (rx, completion).
-pub(super) struct Consumer<const WORDS: usize> {
+pub(crate) struct Consumer<const WORDS: usize> {
     ring: Ring<WORDS>,
     next: u32,
 }
 
 impl<const WORDS: usize> Consumer<WORDS> {
-    pub(super) fn new(area: Area, offsets: Offsets, size: u32) -> Option<Consumer<WORDS>> {
+    pub(crate) fn new(area: Area, offsets: Offsets, size: u32) -> Option<Consumer<WORDS>> {
         let ring = Ring::new(area, offsets, size)?;
         let next = ring.word(ring.consumer).load(Ordering::Relaxed);
         Some(Consumer { ring, next })
     }
 
     /// Entries that fit.
-    pub(super) fn size(&self) -> u32 {
+    pub(crate) fn size(&self) -> u32 {
         self.ring.mask + 1
     }
 
     /// Entries that can be read.
     #[inline]
-    pub(super) fn available(&self) -> u32 {
+    pub(crate) fn available(&self) -> u32 {
         let produced = self.ring.word(self.ring.producer).load(Ordering::Acquire);
         produced.wrapping_sub(self.next).min(self.ring.mask + 1)
     }
 
     /// Reads the next entry. The caller has checked `available`.
     #[inline]
-    pub(super) fn pop(&mut self) -> [u64; WORDS] {
+    pub(crate) fn pop(&mut self) -> [u64; WORDS] {
         let words = std::array::from_fn(|index| self.ring.entry(self.next, index).load(Ordering::Relaxed));
         self.next = self.next.wrapping_add(1);
         words
@@ -205,21 +179,21 @@ impl<const WORDS: usize> Consumer<WORDS> {
 
     /// Gives the kernel the places of all that was popped.
     #[inline]
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.ring.word(self.ring.consumer).store(self.next, Ordering::Release);
     }
 }
 
 /// Address, length and options of an rx or tx descriptor.
 #[inline]
-pub(super) fn unpack(words: [u64; DESCRIPTOR_WORDS]) -> (u64, u32, u32) {
+pub(crate) fn unpack(words: [u64; DESCRIPTOR_WORDS]) -> (u64, u32, u32) {
     let [low, high] = halves(words[1]);
     (words[0], low, high)
 }
 
 /// The descriptor of one packet in one chunk.
 #[inline]
-pub(super) fn pack(addr: u64, len: u32) -> [u64; DESCRIPTOR_WORDS] {
+pub(crate) fn pack(addr: u64, len: u32) -> [u64; DESCRIPTOR_WORDS] {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&len.to_ne_bytes());
     [addr, u64::from_ne_bytes(bytes)]
@@ -231,11 +205,12 @@ fn halves(word: u64) -> [u32; 2] {
     [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::VecDeque;
+    use std::ptr::NonNull;
 
     const SIZE: u32 = 8;
     const OFFSETS: Offsets = Offsets { producer: 0, consumer: 64, flags: 128, desc: 192 };
@@ -302,6 +277,40 @@ mod tests {
             }
             drop(consumer);
         }
+
+        #[test]
+        fn cursors_that_make_no_sense_never_lead_out_of_a_ring(
+            start in any::<u32>(),
+            steps in prop::collection::vec((any::<u32>(), 0..2 * SIZE), 1..50),
+        ) {
+            let (ours, kernels) = areas(start);
+            let mut producer = Producer::<2>::new(ours, OFFSETS, SIZE).unwrap();
+            for (cursor, n) in &steps {
+                // SAFETY: the consumer's cursor, in the block and aligned.
+                unsafe { kernels.word(64) }.store(*cursor, Ordering::Relaxed);
+                let room = producer.free(*n);
+                prop_assert!(room <= SIZE);
+                for _ in 0..room.min(*n) {
+                    // The place is in the block: its memory ends right behind the last entry.
+                    producer.push(pack(7, 7));
+                }
+                producer.submit();
+            }
+            drop(producer);
+
+            let (ours, kernels) = areas(start);
+            let mut consumer = Consumer::<2>::new(ours, OFFSETS, SIZE).unwrap();
+            for (cursor, n) in steps {
+                // SAFETY: the producer's cursor, in the block and aligned.
+                unsafe { kernels.word(0) }.store(cursor, Ordering::Relaxed);
+                let available = consumer.available();
+                prop_assert!(available <= SIZE);
+                for _ in 0..available.min(n) {
+                    prop_assert_eq!(consumer.pop(), [0, 0]);
+                }
+                consumer.release();
+            }
+        }
     }
 
     #[test]
@@ -323,8 +332,8 @@ mod tests {
     fn a_kernel_cursor_that_makes_no_sense_reads_as_a_full_ring() {
         let (ours, kernels) = areas(100);
         let mut producer = Producer::<1>::new(ours, OFFSETS, SIZE).unwrap();
-        // SAFETY: the consumer word, in the block and aligned; nobody else runs.
-        unsafe { kernels.base.add(64).cast::<u32>().write(5000) };
+        // SAFETY: the consumer's cursor, in the block and aligned.
+        unsafe { kernels.word(64) }.store(5000, Ordering::Relaxed);
         assert_eq!(producer.free(SIZE + 1), 0);
     }
 

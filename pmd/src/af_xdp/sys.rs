@@ -3,7 +3,8 @@
 // UNSAFETY: system calls and a mapping of kernel memory.
 #![allow(unsafe_code)]
 
-use super::ring::{Area, Offsets};
+use super::area::Area;
+use super::ring::Offsets;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
