@@ -30,7 +30,7 @@ test: deps ## Run everything: static checks, unit, property and end-to-end tests
 
 model: deps ## Check what threads and processes share in every interleaving (loom; the long version)
 	LOOM_MAX_PREEMPTIONS=$(or $(LOOM_MAX_PREEMPTIONS),4) RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom \
-	    $(CARGO) test --release --lib -p fairway-tables -p fairway-pmd
+	    $(CARGO) test --release --lib -p fairway-tables -p fairway-pmd -p fairway-dataplane
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
 	$(CARGO) test -p fairway-tests --test survival -- --nocapture

@@ -1,6 +1,7 @@
 //! The `fairway` command line.
 
 mod demo;
+mod flows;
 mod query;
 mod restart;
 mod table;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Restart the dataplane in place with the program now at its path, connections and packets kept.
     Restart(restart::RestartArgs),
+    /// Show, count or delete the connections that the engine tracks.
+    Flows(flows::FlowsArgs),
     #[command(flatten)]
     Query(query::Query),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     match &cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Restart(args) => restart::run(args, &cli.run_dir),
+        Command::Flows(args) => flows::run(args, &cli.run_dir),
         Command::Query(query) => query::run(query, &cli.run_dir),
     }
 }

@@ -196,6 +196,13 @@ impl Crew {
         Ok(())
     }
 
+    /// Has every worker look at its flows' connections again, each when its next packet comes, and waits until
+    /// all will.
+    pub fn recheck(&self) {
+        self.tell_all(|| Command::Recheck);
+        self.settle();
+    }
+
     /// Drops queues that workers have closed; that closes sockets, which a worker does not wait for.
     pub fn reap(&self) {
         for handle in &self.handles {

@@ -74,7 +74,7 @@ impl Freshness {
     pub fn update(&mut self, tables: View<'_>) -> bool {
         let now = tables.change_count();
         let mut more = self.seen.is_none();
-        let (everything, services) = (&mut self.everything, &mut self.services);
+        let services = &mut self.services;
         tables.changes(self.seen.unwrap_or(now), now, |change| match change {
             Change::Everything => more = true,
             Change::Service(id) => {
@@ -85,10 +85,15 @@ impl Freshness {
             }
         });
         if more {
-            *everything = everything.wrapping_add(1);
+            self.outdate();
         }
         self.seen = Some(now);
         more
+    }
+
+    /// Makes every entry stale.
+    pub fn outdate(&mut self) {
+        self.everything = self.everything.wrapping_add(1);
     }
 
     /// Other tables are read from now on: nothing derived from the former ones holds.

@@ -48,6 +48,8 @@ pub enum Command {
     Close(PortId),
     /// Read other tables from now on: control has begun new ones.
     Tables(Box<Reader>),
+    /// Walk every flow anew: connections were deleted.
+    Recheck,
     /// Close everything and return.
     Stop,
     /// Return with the queues open, nothing on its way between workers.
@@ -367,6 +369,7 @@ impl Worker {
                     // Their list of changes says nothing about entries compiled under the former ones.
                     self.state.forget_tables();
                 }
+                Command::Recheck => self.state.freshness.outdate(),
                 Command::Stop => return Some(true),
                 Command::Pause => return Some(false),
             }

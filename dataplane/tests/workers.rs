@@ -4,6 +4,7 @@
 use fairway_dataplane::conntrack::{Conntrack, Timeouts};
 use fairway_dataplane::crew::{Crew, Plan, Tally};
 use fairway_dataplane::testkit::{World, WorldConfig, addr};
+use fairway_dataplane::wire::{proto, tcp_flags};
 use fairway_dataplane::worker::PollMode;
 use fairway_pmd::memory::{self, MemoryPeer};
 use fairway_pmd::{FrameCache, Umem, UmemConfig};
@@ -21,6 +22,7 @@ struct Rig {
     umem: Umem,
     cache: FrameCache,
     crew: Crew,
+    conntrack: Conntrack,
     stats: StatsWriter,
     peers: Vec<MemoryPeer>,
 }
@@ -51,7 +53,7 @@ impl Rig {
             stats: &stats,
         };
         let crew = Crew::start(&plan, || Ok(world.readers.reader())).unwrap();
-        let mut rig = Rig { world, cache: umem.cache(), umem, crew, stats, peers: Vec::new() };
+        let mut rig = Rig { world, cache: umem.cache(), umem, crew, conntrack, stats, peers: Vec::new() };
         for port in 0..PORTS {
             let peer = rig.open(port);
             rig.peers.push(peer);
@@ -220,4 +222,30 @@ fn frames_on_the_way_when_the_end_comes_are_brought_home() {
         }
         rig.end();
     }
+}
+
+/// A flow would use its entry for up to four seconds more, were its worker not told.
+#[test]
+fn the_next_packet_of_a_deleted_connection_begins_a_new_one() {
+    let mut rig = Rig::new(2, ADAPTIVE);
+    let vip = [10, 96, 0, 10];
+    let segment = |flags| addr::from_pod(0, vip).tcp(40_000, 80, flags, b"");
+    rig.world.set_service(vip, 80, proto::TCP, 1, &[(addr::pod(1), 8080)]);
+    for flags in [tcp_flags::SYN, tcp_flags::ACK, tcp_flags::ACK] {
+        rig.send(addr::pod_port(0), &segment(flags));
+        rig.receive(addr::pod_port(1));
+    }
+    rig.world.set_service(vip, 80, proto::TCP, 1, &[(addr::pod(2), 8080)]);
+    for _ in 0..3 {
+        rig.send(addr::pod_port(0), &segment(tcp_flags::ACK));
+        rig.receive(addr::pod_port(1));
+    }
+    let all: Vec<_> = rig.conntrack.iter().map(|connection| connection.conn).collect();
+    assert_eq!(all.len(), 1);
+    assert!(all.iter().all(|conn| rig.conntrack.remove(*conn)));
+    rig.crew.recheck();
+    rig.send(addr::pod_port(0), &segment(tcp_flags::ACK));
+    rig.receive(addr::pod_port(2));
+    assert_eq!(rig.conntrack.iter().count(), 1);
+    rig.end();
 }

@@ -142,7 +142,7 @@ impl Ledger {
         }
     }
 
-    #[cfg(all(test, not(loom)))]
+    #[cfg(test)]
     pub(super) fn holds(&self, value: Value, place: u32) -> bool {
         self.sets[value as usize].next(place) == Some(place)
     }

@@ -3,12 +3,13 @@
 // UNSAFETY: a mapping is viewed as a slice of atomics here.
 #![allow(unsafe_code)]
 
+use super::ConntrackError;
 use super::entry::{Entry, before_store};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const MAGIC: [u8; 8] = *b"FWconntk";
@@ -18,36 +19,7 @@ const HEADER_LEN: usize = 4096;
 /// Offset of the number of places ever used.
 const EVER_USED: usize = 64;
 
-/// Why the connection table cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConntrackError {
-    /// The file cannot be made, read or mapped.
-    #[error("{path}: {source}; check that the run folder exists, is writable and has room")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// Another engine uses the file.
-    #[error("{path} is in use by another dataplane process; stop it, or choose another --run-dir")]
-    Busy {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file is not a connection table, or of another version or size.
-    #[error(
-        "{path} is not a connection table of this version ({what}); remove it to start without connections"
-    )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        what: String,
-    },
-}
-
-/// A mapping of `capacity` entries.
+/// A mapping of `capacity` entries, which [`Map::view`] makes for reading only.
 pub(super) struct Map {
     /// Keeps the lock.
     _file: Option<File>,
@@ -108,6 +80,21 @@ impl Map {
             map.use_up_to(capacity - 1);
         }
         Ok(map)
+    }
+
+    /// Maps the file for reading, whoever writes it: takes no lock, and a store would be a fault.
+    pub(super) fn view(path: &Path) -> Result<Map, ConntrackError> {
+        let fail = |source| ConntrackError::Io { path: path.to_owned(), source };
+        let foreign = |what: String| ConntrackError::Foreign { path: path.to_owned(), what };
+        let mut file = File::open(path).map_err(fail)?;
+        let found = file.metadata().map_err(fail)?.len();
+        let mut start = [0; 24];
+        file.read_exact(&mut start).map_err(|_| foreign(format!("{found} bytes long")))?;
+        let capacity = u32::from_ne_bytes([start[16], start[17], start[18], start[19]]);
+        let size = (HEADER_LEN + capacity as usize * size_of::<Entry>()) as u64;
+        check(&start, found, capacity, size).map_err(foreign)?;
+        let raw = MmapOptions::new().len(size as usize).map_raw_read_only(&file).map_err(fail)?;
+        Ok(Map { _file: None, raw, capacity: capacity as usize })
     }
 
     /// Places below this may hold something; those above were never touched, so that an empty table costs

@@ -16,11 +16,16 @@
 
 mod chains;
 mod entry;
+mod error;
 #[cfg(all(test, not(loom)))]
 mod fault;
 mod ledger;
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg_attr(loom, path = "map_loom.rs")]
 mod map;
 mod places;
+mod reader;
 mod room;
 mod sync;
 mod table;
@@ -30,7 +35,8 @@ mod tests;
 mod tuple;
 mod value;
 
-pub use map::ConntrackError;
+pub use error::ConntrackError;
+pub use reader::ConntrackReader;
 pub use table::{ConnRef, Connection, Conntrack, Found, InsertError, Inserted, Summary};
 pub use tcp::{State, Timeouts};
 pub use tuple::{Direction, Tuple};

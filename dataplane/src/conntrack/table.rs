@@ -1,9 +1,10 @@
 //! The connection table. See the folder's head for its rules.
 
+use super::ConntrackError;
 use super::chains::{Chains, holds};
 use super::entry::{Entry, Facts};
 use super::ledger::Ledger;
-use super::map::{ConntrackError, Map};
+use super::map::Map;
 use super::room::NoRoom;
 use super::tcp::{self, State, Timeouts};
 use super::tuple::{Direction, Tuple};

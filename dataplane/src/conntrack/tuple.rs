@@ -1,7 +1,9 @@
 //! What identifies one direction of a connection.
 
+#[cfg(not(loom))]
 use crate::flow::{FlowKey, FlowKey6};
 use crate::hash::fold_multiply;
+#[cfg(not(loom))]
 use crate::wire::raw_to_ports;
 use fairway_tables::Ip;
 use std::fmt;
@@ -23,6 +25,7 @@ pub struct Tuple {
 
 impl Tuple {
     /// The tuple of packets with this key.
+    #[cfg(not(loom))]
     pub fn of(key: &FlowKey) -> Tuple {
         let (sport, dport) = raw_to_ports(key.ports);
         Tuple {
@@ -35,6 +38,7 @@ impl Tuple {
     }
 
     /// The tuple of IPv6 packets with this key.
+    #[cfg(not(loom))]
     pub fn of6(key: &FlowKey6) -> Tuple {
         let (sport, dport) = raw_to_ports(key.ports);
         Tuple { src: Ip(key.src), dst: Ip(key.dst), sport, dport, proto: key.proto() }
@@ -98,7 +102,7 @@ pub enum Direction {
     Reply,
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -6,6 +6,7 @@ mod handover;
 mod ports;
 mod program;
 mod report;
+pub mod requests;
 mod resume;
 
 pub use config::{Config, ConfigError, parse_cores};
@@ -14,7 +15,7 @@ pub use program::{Answer, Program};
 pub use report::{Outcome, RestartReport};
 
 use crate::clock;
-use crate::conntrack::{Conntrack, ConntrackError, Timeouts};
+use crate::conntrack::{ConnRef, Conntrack, ConntrackError, Timeouts};
 use crate::crew::{Crew, CrewError, Plan};
 use core_affinity::CoreId;
 use fairway_pmd::af_xdp::{AfXdp, AfXdpError, AfXdpQueue};
@@ -24,6 +25,7 @@ use fairway_tables::stats::{ProcessState, StatsWriter};
 use fairway_tables::{OpenError, Reader};
 use handover::{Parting, TakenOver};
 use ports::Ports;
+use requests::{Request, Requests};
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -262,10 +264,16 @@ impl<'a> Engine<'a> {
     fn supervise(&mut self) -> Result<(), EngineError> {
         let Engine { ports, crew, conntrack, stats, config, process, .. } = self;
         let mut slow_work_at = Instant::now();
+        let mut requests = Requests::listen(&config.run_dir)
+            .inspect_err(|error| tracing::error!(%error, "requests cannot be served; packets are"))
+            .ok();
         let told = || process.stop.load(Ordering::Relaxed) || process.restart.load(Ordering::Relaxed);
         while !told() {
             ports.sync(crew)?;
             crew.reap();
+            if let Some(requests) = &mut requests {
+                requests.serve(|request| obey(request, crew, conntrack));
+            }
             if let Some(dead) = crew.dead() {
                 return Err(CrewError::WorkerDied(dead).into());
             }
@@ -365,6 +373,20 @@ fn wait_for_tables(run_dir: &Path, name: &str, stop: &AtomicBool) -> Result<Opti
         }
     }
     Ok(None)
+}
+
+fn obey(request: Request, crew: &Crew, conntrack: &Conntrack) -> requests::Answer {
+    match request {
+        Request::DeleteConnections(connections) => {
+            let conns = connections.into_iter().map(|(index, generation)| ConnRef { index, generation });
+            let deleted = conns.filter(|conn| conntrack.remove(*conn)).count();
+            if deleted > 0 {
+                crew.recheck();
+                tracing::info!(connections = deleted, "connections deleted on request");
+            }
+            requests::Answer::Deleted(deleted)
+        }
+    }
 }
 
 /// Stops the workers, and checks invariants I1 and I2 over this image and those before it.
