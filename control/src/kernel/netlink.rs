@@ -5,7 +5,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -196,6 +196,10 @@ impl Netlink {
         message.header.index = ifindex;
         message.header.scope = AddressScope::Universe;
         message.attributes = vec![AddressAttribute::Address(ip.into()), AddressAttribute::Local(ip.into())];
+        if !ip.is_v4() {
+            // Nobody but the engine is on the link; and a route from an address still being probed is refused.
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
         let what = || format!("{} address {ip} on link {ifindex}", if present { "set" } else { "remove" });
         if present {
             let message = RouteNetlinkMessage::NewAddress(message);
