@@ -3,10 +3,10 @@
 // UNSAFETY: epoll and eventfd are reached through libc.
 #![allow(unsafe_code)]
 
+use fairway_pmd::asleep::Asleep;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// The worker's side.
 pub struct Sleeper {
@@ -22,7 +22,7 @@ pub struct Waker {
 
 struct Inner {
     event: OwnedFd,
-    asleep: AtomicBool,
+    asleep: Asleep,
 }
 
 fn owned(fd: RawFd) -> io::Result<OwnedFd> {
@@ -41,7 +41,7 @@ impl Sleeper {
         // SAFETY: creates a descriptor.
         let event = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         let sleeper =
-            Sleeper { epoll, waker: Waker { inner: Arc::new(Inner { event, asleep: false.into() }) } };
+            Sleeper { epoll, waker: Waker { inner: Arc::new(Inner { event, asleep: Asleep::default() }) } };
         sleeper.watch(sleeper.waker.inner.event.as_raw_fd())?;
         Ok(sleeper)
     }
@@ -72,14 +72,12 @@ impl Sleeper {
     /// after the sleeper has said that it sleeps, so that work queued before that is never slept over.
     pub fn sleep(&self, timeout_ms: i32, has_work: impl FnOnce() -> bool) {
         let inner = &self.waker.inner;
-        inner.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if !has_work() {
+        if inner.asleep.may_sleep(has_work) {
             let mut events = [libc::epoll_event { events: 0, u64: 0 }; 8];
             // SAFETY: the kernel writes at most eight events.
             unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 8, timeout_ms) };
         }
-        inner.asleep.store(false, Ordering::Relaxed);
+        inner.asleep.awake();
         let mut count = 0u64;
         // SAFETY: reads eight bytes into an integer; an empty eventfd says EAGAIN.
         unsafe { libc::read(inner.event.as_raw_fd(), (&raw mut count).cast(), 8) };
@@ -90,8 +88,7 @@ impl Waker {
     /// Wakes the worker if it sleeps. Call after queueing work; costs a system call only then.
     #[inline]
     pub fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.inner.asleep.load(Ordering::Relaxed) {
+        if self.inner.asleep.needs_wake() {
             let one = 1u64;
             // SAFETY: writes eight bytes from an integer.
             unsafe { libc::write(self.inner.event.as_raw_fd(), (&raw const one).cast(), 8) };

@@ -14,6 +14,7 @@ pub mod af_xdp;
 #[cfg(loom)]
 #[path = "af_xdp/area.rs"]
 mod area;
+pub mod asleep;
 pub mod frame;
 mod lent;
 #[cfg(all(test, loom))]

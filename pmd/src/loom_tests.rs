@@ -2,11 +2,12 @@
 //! memory model lets a load return. docs/proofs.md says what each model catches, and what none does.
 
 use crate::area::Area;
+use crate::asleep::Asleep;
 use crate::frame::{Frame, Umem, UmemConfig};
 use crate::ring::{Consumer, Offsets, Producer};
 use crate::spsc::ring_at;
 use loom::cell::UnsafeCell;
-use loom::sync::Arc;
+use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 /// Cursors that wrap in the middle of a model.
@@ -69,6 +70,19 @@ fn what_a_closing_receiver_leaves_is_the_senders_again() {
         }
         all.append(&mut back);
         assert_eq!(all, (0..sent).collect::<Vec<_>>(), "each entry is in one hand, in order");
+    });
+}
+
+#[test]
+fn a_burst_that_meets_a_closing_receiver_is_sent_or_stays() {
+    model(|| {
+        let (mut sender, mut receiver) = ring_at(2, NEAR_WRAP);
+        let receiving = thread::spawn(move || receiver.close());
+        let mut burst: arrayvec::ArrayVec<_, 2> = (0..2).map(Box::new).collect();
+        let sent = sender.send_front(&mut burst, |_| ());
+        receiving.join().unwrap();
+        let back = std::iter::from_fn(|| sender.reclaim()).count();
+        assert_eq!((sent, burst.len()), (back, 2 - back));
     });
 }
 
@@ -207,4 +221,46 @@ fn a_ring_shared_with_the_kernel_passes_descriptors_whole_once_and_in_order_over
             assert_eq!(popped, pushed);
         });
     }
+}
+
+/// As an eventfd: a wake that comes before the wait ends it.
+#[derive(Default)]
+struct Event {
+    raised: Mutex<bool>,
+    condition: Condvar,
+}
+
+#[test]
+fn work_that_is_handed_to_a_thread_about_to_sleep_is_never_slept_over() {
+    model(|| {
+        let (mut sender, mut receiver) = ring_at(2, NEAR_WRAP);
+        let shared = Arc::new((Asleep::default(), Event::default()));
+        let other = shared.clone();
+        let sending = thread::spawn(move || {
+            let (asleep, event) = &*other;
+            for entry in 0..2 {
+                assert!(sender.send(entry).is_ok());
+                if asleep.needs_wake() {
+                    *event.raised.lock().unwrap() = true;
+                    event.condition.notify_one();
+                }
+            }
+            sender
+        });
+        let (asleep, event) = &*shared;
+        let mut received = 0;
+        // Were a wake lost, the wait would never end, which the model checker calls a deadlock.
+        while received < 2 {
+            if asleep.may_sleep(|| receiver.available() > 0) {
+                let mut raised = event.raised.lock().unwrap();
+                while !*raised {
+                    raised = event.condition.wait(raised).unwrap();
+                }
+                *raised = false;
+            }
+            asleep.awake();
+            received += receiver.receive(2, |_| ());
+        }
+        drop(sending.join().unwrap());
+    });
 }

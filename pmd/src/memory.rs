@@ -62,12 +62,8 @@ impl Queue for MemoryQueue {
 
     #[inline]
     fn tx_burst(&mut self, _cache: &mut FrameCache, burst: &mut Burst) -> usize {
-        let count = self.tx.free(burst.len()).min(burst.len());
         let mut bytes = 0;
-        let mut frames = burst.drain(..count).inspect(|frame| bytes += frame.len() as u64);
-        let sent = self.tx.send_all(&mut frames);
-        debug_assert_eq!(sent, count);
-        drop(frames);
+        let sent = self.tx.send_front(burst, |frame| bytes += frame.len() as u64);
         self.stats.tx_packets += sent as u64;
         self.stats.tx_bytes += bytes;
         sent
@@ -132,8 +128,7 @@ impl MemoryPeer {
 
     /// Sends from the front of `burst` what the link has room for, and returns how many.
     pub fn send_burst(&mut self, burst: &mut Burst) -> usize {
-        let count = self.tx.free(burst.len()).min(burst.len());
-        self.tx.send_all(&mut burst.drain(..count))
+        self.tx.send_front(burst, |_| ())
     }
 
     /// Takes the next packet that the queue sent.

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, UnsafeCell};
+use arrayvec::ArrayVec;
 use crossbeam_utils::CachePadded;
 use std::mem::MaybeUninit;
 
@@ -95,6 +96,18 @@ impl<T> Sender<T> {
         let wanted = entries.len();
         let count = self.free(wanted).min(wanted);
         self.publish(entries.take(count))
+    }
+
+    /// Sends from the front of `entries` what there is room for, after `look` at each, and returns how many.
+    #[inline]
+    pub fn send_front<const N: usize>(
+        &mut self,
+        entries: &mut ArrayVec<T, N>,
+        look: impl FnMut(&T),
+    ) -> usize {
+        let count = self.free(entries.len()).min(entries.len());
+        // As in `send`, the ring is not asked again: what a drain does not hand on is dropped.
+        self.publish(entries.drain(..count).inspect(look))
     }
 
     /// Sends entries for which there is room.
