@@ -289,6 +289,14 @@ fn each_bad_packet_has_its_reason() {
     fragment[24..26].fill(0);
     let sum = fairway_dataplane::wire::checksum::checksum(&fragment[14..34]);
     fragment[24..26].copy_from_slice(&sum.to_ne_bytes());
+    let with_outer = |at: usize, bytes: &[u8]| {
+        let mut frame = fine.clone();
+        frame[at..at + bytes.len()].copy_from_slice(bytes);
+        frame[24..26].fill(0);
+        let sum = fairway_dataplane::wire::checksum::checksum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_ne_bytes());
+        frame
+    };
     let pod = addr::pod_port(0);
     let cases: Vec<(PortId, Vec<u8>, DropReason)> = vec![
         (pod, good[..13].to_vec(), DropReason::Truncated),
@@ -310,6 +318,8 @@ fn each_bad_packet_has_its_reason() {
         (addr::UPLINK, change(&fine, 48, 9), DropReason::WrongVni),
         (addr::UPLINK, change(&fine, 50, 9), DropReason::NotForUs),
         (addr::UPLINK, change(&fine, 37, 9), DropReason::NotForUs),
+        (addr::UPLINK, with_outer(30, &addr::node(1)), DropReason::NotForUs),
+        (addr::UPLINK, with_outer(23, &[6]), DropReason::NotForUs),
         (addr::UPLINK, fine[..60].to_vec(), DropReason::Truncated),
         (addr::UPLINK, wrapped(0, addr::remote_pod(1, 5), addr::pod(0)), DropReason::SpoofedSource),
         (addr::UPLINK, wrapped(9, addr::remote_pod(0, 5), addr::pod(0)), DropReason::UnknownVtep),
@@ -489,5 +499,24 @@ fn one_burst_may_hold_every_kind_of_packet() {
         .map(|(_, f)| look_inside(f, 0).payload[0])
         .collect();
     assert_eq!(inner, (0..16).collect::<Vec<u8>>());
+    world.finish();
+}
+
+#[test]
+fn a_flow_evicted_by_its_own_burst_is_not_forwarded_as_its_successor() {
+    let mut world = World::new(WorldConfig { flows: 1, ..WorldConfig::default() });
+    let known = addr::from_pod(0, addr::pod(1)).udp(1, 2, b"known");
+    for round in 0..40 {
+        assert_eq!(world.send(addr::pod_port(0), &known).unwrap().0, addr::pod_port(1));
+        world.now.seconds += 2;
+        // All are looked up before the first is walked, so the known one is found, and then pushed out.
+        let mut burst: Vec<_> =
+            (0..63).map(|n| addr::from_pod(0, addr::pod(2)).udp(1000 + 63 * round + n, 7, b"new")).collect();
+        burst.push(known.clone());
+        let mut out = world.burst(addr::pod_port(0), &burst);
+        out.retain(|(_, frame)| look(frame).payload == b"known");
+        assert_eq!(out.len(), 1);
+        assert_eq!((out[0].0, look(&out[0].1).dst), (addr::pod_port(1), addr::pod(1)), "round {round}");
+    }
     world.finish();
 }

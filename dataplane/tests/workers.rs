@@ -1,116 +1,16 @@
 //! Whole workers over the memory driver: several of them, hand-off, both ways of polling, ports that come and
 //! go; and the end of each, where every frame is home (I1) and every packet accounted for (I2).
 
-use fairway_dataplane::conntrack::{Conntrack, Timeouts};
-use fairway_dataplane::crew::{Crew, Plan, Tally};
-use fairway_dataplane::testkit::{World, WorldConfig, addr};
+mod common;
+
+use common::rig::{ADAPTIVE, PODS, Rig, dropped, total};
+use fairway_dataplane::crew::Tally;
+use fairway_dataplane::testkit::addr;
 use fairway_dataplane::wire::{proto, tcp_flags};
 use fairway_dataplane::worker::PollMode;
-use fairway_pmd::memory::{self, MemoryPeer};
-use fairway_pmd::{FrameCache, Umem, UmemConfig};
-use fairway_tables::stats::{Counter, StatsWriter};
-use fairway_tables::{DropReason, Op, PortId, PortKind};
-use std::time::{Duration, Instant};
-
-const PODS: u16 = 4;
-const PORTS: usize = PODS as usize + 2;
-const ADAPTIVE: PollMode = PollMode::Adaptive { spin_us: 20 };
-
-/// Workers, and a peer behind each port.
-struct Rig {
-    world: World,
-    umem: Umem,
-    cache: FrameCache,
-    crew: Crew,
-    conntrack: Conntrack,
-    stats: StatsWriter,
-    peers: Vec<MemoryPeer>,
-}
-
-fn kind(port: usize) -> PortKind {
-    match port {
-        0 => PortKind::Uplink,
-        1 => PortKind::Host,
-        _ => PortKind::Pod,
-    }
-}
-
-impl Rig {
-    fn new(workers: usize, poll: PollMode) -> Rig {
-        // The world's own worker is not used, its tables are.
-        let world = World::new(WorldConfig { pods: PODS, ..WorldConfig::default() });
-        let umem = Umem::new(UmemConfig { frames: 4096, frame_size: 2048, huge_pages: false }).unwrap();
-        let conntrack = Conntrack::heap(4096, Timeouts::default()).unwrap();
-        let stats = StatsWriter::heap(workers as u32, PORTS as u32);
-        let cores = vec![None; workers];
-        let plan = Plan {
-            cores: &cores,
-            poll,
-            flows: 4096,
-            ports: PORTS,
-            umem: &umem,
-            conntrack: &conntrack,
-            stats: &stats,
-        };
-        let crew = Crew::start(&plan, || Ok(world.readers.reader())).unwrap();
-        let mut rig = Rig { world, cache: umem.cache(), umem, crew, conntrack, stats, peers: Vec::new() };
-        for port in 0..PORTS {
-            let peer = rig.open(port);
-            rig.peers.push(peer);
-        }
-        rig
-    }
-
-    fn open(&self, port: usize) -> MemoryPeer {
-        let (queue, peer) = memory::port(port as u16, 1024);
-        self.crew.open_port(PortId(port as u16), kind(port), vec![Box::new(queue)]);
-        peer
-    }
-
-    fn wake(&self) {
-        (0..self.crew.len()).for_each(|worker| self.crew.waker(worker).wake());
-    }
-
-    fn send(&mut self, port: PortId, frame: &[u8]) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.peers[port.index()].send(&mut self.cache, frame) {
-            assert!(Instant::now() < deadline, "the worker does not receive");
-            self.wake();
-            std::thread::yield_now();
-        }
-    }
-
-    fn receive(&mut self, port: PortId) -> Vec<u8> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(frame) = self.peers[port.index()].recv() {
-                let bytes = frame.bytes().to_vec();
-                self.cache.free(frame);
-                return bytes;
-            }
-            assert!(Instant::now() < deadline, "nothing arrives");
-            self.wake();
-            std::thread::yield_now();
-        }
-    }
-
-    fn end(self) -> Tally {
-        let Rig { world, umem, mut cache, crew, peers, .. } = self;
-        let tally = crew.stop().unwrap();
-        for mut peer in peers {
-            peer.close(&mut cache);
-        }
-        drop(cache);
-        assert_eq!(tally.packets_unaccounted, 0, "I2");
-        assert_eq!(umem.pool().missing(), 0, "I1");
-        world.finish();
-        tally
-    }
-}
-
-fn total(tally: &Tally, counter: Counter) -> u64 {
-    tally.counters.iter().map(|counters| counters.get(counter)).sum()
-}
+use fairway_tables::stats::Counter;
+use fairway_tables::{DropReason, Op};
+use std::time::Duration;
 
 /// Every pod sends to every other; with two workers half of the ways cross from one to the other.
 fn all_to_all(workers: usize, poll: PollMode) -> Tally {
@@ -193,7 +93,7 @@ fn a_port_closes_and_opens_again_while_packets_flow() {
     rig.send(addr::pod_port(0), &to_closed);
     rig.receive(addr::pod_port(1));
     let tally = rig.end();
-    let dropped: u64 = tally.counters.iter().map(|counters| counters.drops(DropReason::PortDown)).sum();
+    let dropped = dropped(&tally, DropReason::PortDown);
     assert!(dropped >= 3 * 19, "{dropped} packets to a closed port are counted as dropped");
 }
 

@@ -1,6 +1,8 @@
 //! Frames that left, seen by an independent parser (etherparse).
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod rig;
+
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use fairway_dataplane::testkit::{World, addr};
 use fairway_dataplane::wire::{icmp, proto};
