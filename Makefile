@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test test-survival model lint bench-engine clean deps
+.PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -31,6 +31,12 @@ test: deps ## Run everything: static checks, unit, property and end-to-end tests
 model: deps ## Check what threads and processes share in every interleaving (loom; the long version)
 	LOOM_MAX_PREEMPTIONS=$(or $(LOOM_MAX_PREEMPTIONS),4) RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom \
 	    $(CARGO) test --release --lib -p fairway-tables -p fairway-pmd -p fairway-dataplane
+
+sanitize: deps ## Run the drivers' unit tests under valgrind
+	@scripts/sanitize
+
+test-kills: build ## Kill control 1,000 times while others read its tables (root)
+	FAIRWAY_KILLS=$(or $(FAIRWAY_KILLS),1000) $(CARGO) test -p fairway-tests --test kills -- --nocapture
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
 	$(CARGO) test -p fairway-tests --test survival -- --nocapture
