@@ -101,7 +101,7 @@ impl Umem {
         let UmemConfig { frames, frame_size, huge_pages } = config;
         let failed = |source| UmemError::Map { bytes: used, source };
         let (file, bytes, huge_pages) = memory(used, huge_pages).map_err(failed)?;
-        let base = map(&file, bytes, config.huge_pages).map_err(failed)?;
+        let base = map(&file, bytes, config.huge_pages && !huge_pages).map_err(failed)?;
         let store = Store::new(frames as usize);
         let shift = frame_size.trailing_zeros();
         let mapping = Mapping { base, bytes, used, shift, huge_pages, file, store };
@@ -341,7 +341,8 @@ fn allocate(file: &OwnedFd, bytes: usize) -> io::Result<()> {
     }
 }
 
-/// Maps the memory at a multiple of 2 MiB, so that huge pages can be used. `collapse` asks for transparent ones.
+/// Maps the memory at a multiple of 2 MiB, so that huge pages can be used. `collapse` asks for transparent ones,
+/// for memory that is fresh.
 fn map(file: &OwnedFd, bytes: usize, collapse: bool) -> io::Result<NonNull<u8>> {
     // SAFETY: reserves addresses of the kernel's choice, which touches no existing memory.
     let reserved = unsafe {
@@ -370,9 +371,12 @@ fn map(file: &OwnedFd, bytes: usize, collapse: bool) -> io::Result<NonNull<u8>> 
         libc::munmap(reserved.byte_add(end), bytes + HUGE - end);
         libc::madvise(base, bytes, libc::MADV_DONTFORK);
         if collapse {
-            // Shared memory gets huge pages by itself only where the node's shmem_enabled says so; asked
-            // for this way, everywhere.
+            // Shared memory gets huge pages by itself only where the node's shmem_enabled says so. Asked for
+            // this way it does everywhere, but not where it has no page at all.
             libc::madvise(base, bytes, libc::MADV_HUGEPAGE);
+            for offset in (0..bytes).step_by(HUGE) {
+                base.byte_add(offset).cast::<u8>().write_volatile(0);
+            }
             libc::madvise(base, bytes, libc::MADV_COLLAPSE);
         }
         base
