@@ -2,9 +2,8 @@
 
 use clap::Parser;
 use fairway_dataplane::clock;
-use fairway_dataplane::engine::{self, Answer, Config, Handover, Process, Program, parse_cores};
+use fairway_dataplane::engine::{self, Config, Handover, Process, Program, parse_cores};
 use fairway_dataplane::worker::PollMode;
-use fairway_pmd::steering::Steering;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,11 +68,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let check = args.check_restart;
     let config = config(args)?;
     if check {
-        config.worker_cores()?;
-        // The kernel's verifier has the last word on whether the program can be used here.
-        Steering::load()?;
-        let (version, state_version) = (env!("CARGO_PKG_VERSION").to_owned(), engine::STATE_VERSION);
-        println!("{}", serde_json::to_string(&Answer { version, state_version })?);
+        println!("{}", serde_json::to_string(&engine::can_take_over(&config)?)?);
         return Ok(());
     }
     let program = Program::of_this_process()?;

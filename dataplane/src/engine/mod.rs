@@ -1,6 +1,7 @@
 //! The process around the workers: its main thread opens what has to be opened, keeps ports in step with
 //! the tables, watches the workers, and closes everything in order. No packet passes through it.
 
+mod check;
 mod config;
 mod handover;
 mod ports;
@@ -9,8 +10,9 @@ mod report;
 pub mod requests;
 mod resume;
 
+pub use check::can_take_over;
 pub use config::{Config, ConfigError, parse_cores};
-pub use handover::{Handover, HandoverError, STATE_VERSION, begin_anew, hold_back_hangup};
+pub use handover::{Handover, HandoverError, begin_anew, hold_back_hangup};
 pub use program::{Answer, Program};
 pub use report::{Outcome, RestartReport};
 
