@@ -31,6 +31,8 @@ const DEAD: Duration = Duration::from_millis(300);
 const DEADLINE: Duration = Duration::from_secs(45);
 /// Far more than any restart takes, and less than the probe lasts.
 const GAP_LIMIT_MS: f64 = 4000.0;
+/// Several times what a restart in place takes on a busy machine.
+const IN_PLACE_GAP_LIMIT_MS: f64 = 1000.0;
 /// Of the probe's packets, while the engine runs: none is lost, unless the machine is so busy that a socket's
 /// buffer overflows.
 const LOSS_LIMIT: u64 = PROBE_PPS * PROBE_MS / 1000 / 100;
@@ -45,11 +47,18 @@ enum Blow {
     KillDataplane,
     KillBoth,
     RestartDataplane,
+    RestartInPlace,
 }
 
 impl Blow {
-    const ALL: [Blow; 5] =
-        [Blow::Nothing, Blow::KillControl, Blow::KillDataplane, Blow::KillBoth, Blow::RestartDataplane];
+    const ALL: [Blow; 6] = [
+        Blow::Nothing,
+        Blow::KillControl,
+        Blow::KillDataplane,
+        Blow::KillBoth,
+        Blow::RestartDataplane,
+        Blow::RestartInPlace,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -58,6 +67,7 @@ impl Blow {
             Blow::KillDataplane => "kill_dataplane",
             Blow::KillBoth => "kill_both",
             Blow::RestartDataplane => "planned_restart_of_dataplane",
+            Blow::RestartInPlace => "restart_in_place",
         }
     }
 
@@ -79,6 +89,12 @@ impl Blow {
         }
         if self.kills_control() || self.kills_dataplane() {
             std::thread::sleep(DEAD);
+        }
+        if self == Blow::RestartInPlace {
+            let said = node.restart_dataplane().and_then(|output| output.success());
+            let said = said.unwrap_or_else(|error| panic!("{error}"));
+            assert!(said.contains("restarted in place"), "{said}");
+            println!("{}", said.trim());
         }
         if self == Blow::RestartDataplane {
             let lines = node.stop_dataplane().unwrap_or_else(|error| panic!("{error}"));
@@ -258,6 +274,10 @@ fn two_hundred_connections_outlive_every_crash_and_keep_their_backends() {
         assert_eq!(probe.sent, PROBE_PPS * PROBE_MS / 1000, "{blow:?}");
         assert_eq!(probe.duplicates, 0, "{blow:?}");
         assert!(probe.longest_gap_ms < GAP_LIMIT_MS, "{blow:?}: {probe:?}");
+        if blow == Blow::RestartInPlace {
+            // Packets wait in the rings meanwhile, which hold half a second of the probe.
+            assert!(probe.longest_gap_ms < IN_PLACE_GAP_LIMIT_MS, "{blow:?}: {probe:?}");
+        }
         if !blow.kills_dataplane() && blow != Blow::RestartDataplane {
             assert!(
                 probe.lost <= LOSS_LIMIT,
