@@ -338,5 +338,6 @@ fn readers_see_only_whole_objects_however_often_control_is_killed() {
     let objects = witnesses.into_iter().map(Witness::finish).sum();
     report(&mut killing, objects, took);
     assert!(objects > 100 * u64::from(kills), "only {objects} objects were checked");
-    assert!(killing.in_commit * 10 > kills, "only {} of {kills} kills hit a commit", killing.in_commit);
+    // Seen: 12 to 21 in 100. How fast a kill strikes is up to the machine, so far fewer will do.
+    assert!(killing.in_commit * 50 > kills, "only {} of {kills} kills hit a commit", killing.in_commit);
 }
