@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine clean deps
+.PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine bench-pktgen clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -46,6 +46,20 @@ lint: deps ## Run the static checks alone
 
 bench-engine: deps ## Measure time and allocations per packet of the engine, without packet I/O
 	$(CARGO) run --release -p fairway-bench --bin bench-engine
+
+# Bounded for a small machine: short trials, three sizes. docs/pktgen.md says how to measure thoroughly.
+PKTGEN = $(TARGET_DIR)/release/fairway-pktgen
+PKTGEN_METHOD = --trial-ms 200 --report bench-pktgen
+bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, beside peers (root)
+	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
+	rm -f $(FAIRWAY_REPORT_DIR)/bench-pktgen.json
+	$(PKTGEN) cost --report bench-pktgen
+	$(PKTGEN) rfc2544 bench/scenarios/same-node.yaml --sizes 64,512,1468 $(PKTGEN_METHOD)
+	$(PKTGEN) rfc2544 bench/scenarios/same-node.yaml bench/scenarios/vxlan.yaml bench/scenarios/clusterip.yaml \
+		--device fairway --sizes 64,512,1468 --short $(PKTGEN_METHOD)
+	$(PKTGEN) peers $(PKTGEN_METHOD)
+	$(PKTGEN) report $(FAIRWAY_REPORT_DIR)/bench-pktgen.json --html $(FAIRWAY_REPORT_DIR)/bench-pktgen.html \
+		--note "$$(uname -srm), $$(nproc) CPUs, $$(date -u +%FT%RZ); one engine worker on the last core, generator and sink on the first"
 
 clean: ## Delete everything built
 	$(CARGO) clean

@@ -19,8 +19,8 @@ const CLIENTS: u16 = 32;
 const SERVERS: u16 = 32;
 /// Other nodes.
 const NODES: u8 = 64;
-/// Services, each with [`BACKENDS`].
-const SERVICES: u8 = 100;
+/// Services where no other number is asked for, each with [`BACKENDS`].
+const SERVICES: u32 = 100;
 /// Backends of a service, each on another node.
 const BACKENDS: u8 = 10;
 /// Bytes of a packet on the wire at its shortest, without FCS.
@@ -69,6 +69,7 @@ pub struct Scenario {
     pub case: Case,
     /// How many flows.
     pub flows: usize,
+    services: u32,
     /// Clocks per packet of the first packets: flow misses.
     pub first_packet_clocks: f64,
     world: World,
@@ -85,8 +86,8 @@ fn client_headers(flow: usize, dst: [u8; 4]) -> (PortId, packet::Headers, u16) {
     (addr::pod_port(client), addr::from_pod(client, dst), sport)
 }
 
-fn service_ip(n: u8) -> [u8; 4] {
-    [10, 96, 0, 10 + n]
+fn service_ip(n: u32) -> [u8; 4] {
+    (u32::from_be_bytes([10, 96, 0, 10]) + n).to_be_bytes()
 }
 
 /// A UDP packet of [`FRAME_LEN`] bytes with its checksum.
@@ -97,6 +98,11 @@ fn udp(headers: &packet::Headers, sport: u16, dport: u16) -> Vec<u8> {
 impl Scenario {
     /// Builds tables and flows, and sends each flow's first packet.
     pub fn new(case: Case, flows: usize) -> Scenario {
+        Scenario::with_services(case, flows, SERVICES)
+    }
+
+    /// The same with another number of Services, at most 10,000.
+    pub fn with_services(case: Case, flows: usize, services: u32) -> Scenario {
         let mut world = World::new(WorldConfig {
             pods: CLIENTS + SERVERS,
             nodes: NODES,
@@ -105,15 +111,16 @@ impl Scenario {
             connections: (flows + flows / 8 + 1024) as u32,
             frames: 1024,
         });
-        for n in 0..SERVICES {
-            let backends: Vec<_> = (0..BACKENDS)
-                .map(|b| (addr::remote_pod((n.wrapping_mul(7).wrapping_add(b * 5)) % NODES, 10 + n), 8080))
-                .collect();
-            world.set_service(service_ip(n), 80, proto::UDP, u32::from(n), &backends);
+        for n in 0..services {
+            let (low, pod) = (n as u8, 10 + (n % 200) as u8);
+            let node = |b: u8| low.wrapping_mul(7).wrapping_add(b * 5) % NODES;
+            let backends: Vec<_> = (0..BACKENDS).map(|b| (addr::remote_pod(node(b), pod), 8080)).collect();
+            world.set_service(service_ip(n), 80, proto::UDP, n, &backends);
         }
         let mut scenario = Scenario {
             case,
             flows,
+            services,
             first_packet_clocks: 0.0,
             world,
             packets: Vec::new(),
@@ -140,7 +147,8 @@ impl Scenario {
                     (port, udp(&headers, sport, 9000))
                 }
                 Case::ServiceVxlan => {
-                    let (port, headers, sport) = client_headers(flow, service_ip((flow / 7 % 100) as u8));
+                    let (port, headers, sport) =
+                        client_headers(flow, service_ip((flow / 7) as u32 % self.services));
                     (port, udp(&headers, sport, 80))
                 }
                 Case::ServiceVxlanReply => self.reply(flow),
@@ -153,7 +161,7 @@ impl Scenario {
 
     /// Sends a flow's first packet to its service, and makes the answer from what came out.
     fn reply(&mut self, flow: usize) -> (PortId, Vec<u8>) {
-        let (port, headers, sport) = client_headers(flow, service_ip((flow / 7 % 100) as u8));
+        let (port, headers, sport) = client_headers(flow, service_ip((flow / 7) as u32 % self.services));
         let (_, out) = self.world.send(port, &udp(&headers, sport, 80)).expect("the service has backends");
         let node = out[ETH_LEN + 19] - 2;
         let inner_dst = &out[vxlan::HEADER_LEN + 16..vxlan::HEADER_LEN + 20];

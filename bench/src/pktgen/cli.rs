@@ -1,6 +1,10 @@
 //! The command line of `fairway-pktgen`.
 
+use crate::pktgen::cost::{self, CostArgs};
 use crate::pktgen::device::DeviceError;
+use crate::pktgen::page::{self, ReportArgs};
+use crate::pktgen::peers::{self, PeersArgs};
+use crate::pktgen::rfc2544::command::{self as rfc2544, Rfc2544Args};
 use crate::pktgen::run::{self, RunArgs};
 use crate::pktgen::scenario::ScenarioError;
 use clap::{Parser, Subcommand};
@@ -18,6 +22,14 @@ pub struct Args {
 enum Command {
     /// Run a scenario once
     Run(RunArgs),
+    /// Throughput, latency, frame loss and back-to-back frames by size (RFC 2544, RFC 9004)
+    Rfc2544(Rfc2544Args),
+    /// Compare Fairway with the kernel, testpmd and a bare wire, interleaved
+    Peers(PeersArgs),
+    /// Nanoseconds per packet in the engine alone, by flows, Services and cores
+    Cost(CostArgs),
+    /// Make one HTML page of collected figures
+    Report(ReportArgs),
 }
 
 /// Why a command did not do what it was asked.
@@ -32,6 +44,9 @@ pub enum CliError {
     /// Figures or the testbed.
     #[error(transparent)]
     Testbed(#[from] fairway_tests::Error),
+    /// Arguments that make no sense.
+    #[error("{0}")]
+    Usage(&'static str),
     /// JSON output.
     #[error("write JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -41,6 +56,10 @@ pub enum CliError {
 pub fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Rfc2544(args) => rfc2544::run(&args),
+        Command::Peers(args) => peers::run(&args),
+        Command::Cost(args) => cost::run(&args),
+        Command::Report(args) => page::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

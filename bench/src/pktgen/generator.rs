@@ -63,6 +63,11 @@ impl Generator {
         self.trial = self.trial.wrapping_add(1);
     }
 
+    /// Counts trials on from another generator's, so that its late packets are not taken for this one's.
+    pub fn continue_from(&mut self, trial: u8) {
+        self.trial = trial;
+    }
+
     /// Changes the frame sizes, given in bytes with FCS.
     pub fn set_sizes(&mut self, sizes: &[u16]) {
         self.lengths = lengths(sizes);

@@ -70,6 +70,22 @@ impl PlannedStream {
     }
 }
 
+impl PlannedStream {
+    /// The number of a tuple: the inverse of [`PlannedStream::tuple`].
+    pub fn number(&self, tuple: &Tuple) -> Option<u32> {
+        let Route { sources, destinations, source_ports, destination_ports, .. } = &self.route;
+        let place = |value: u32, first: u32, count: u32| value.checked_sub(first).filter(|n| *n < count);
+        let src = place(tuple.src, sources.first, sources.count)?;
+        let dst = place(tuple.dst, destinations.first, destinations.count)?;
+        let sport = place(tuple.sport.into(), source_ports.first.into(), source_ports.count)?;
+        let dport = place(tuple.dport.into(), destination_ports.first.into(), destination_ports.count)?;
+        let number = u64::from(src) * u64::from(destination_ports.count) + u64::from(dport);
+        let number = number * u64::from(destinations.count) + u64::from(dst);
+        let number = number * u64::from(source_ports.count) + u64::from(sport);
+        u32::try_from(number).ok().filter(|number| *number < self.flows)
+    }
+}
+
 /// All streams of a scenario.
 #[derive(Clone, Debug)]
 pub struct Plan {

@@ -1,15 +1,18 @@
 //! `fairway-pktgen run`: one scenario, one trial or several, on one device.
 
 use crate::pktgen::cli::CliError;
+use crate::pktgen::cores::cores;
 use crate::pktgen::cpu;
 use crate::pktgen::device::fairway::FairwayDevice;
 use crate::pktgen::device::kernel::KernelDevice;
 use crate::pktgen::device::memory::MemoryDevice;
+use crate::pktgen::device::testpmd::TestpmdDevice;
 use crate::pktgen::device::wire::WireDevice;
 use crate::pktgen::device::{Bench, Device, DeviceError};
+use crate::pktgen::paths::PathName;
 use crate::pktgen::scenario::Scenario;
+use crate::pktgen::sessions;
 use crate::pktgen::trial::{Outcome, Progress};
-use core_affinity::CoreId;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,8 +42,34 @@ pub enum DeviceName {
     Fairway,
     /// The Linux kernel in the same place: ip_forward, vxlan, nftables NAT (root)
     Kernel,
+    /// DPDK's testpmd over af_xdp, io mode: the floor set by AF_XDP itself (root)
+    Testpmd,
     /// Nothing between generator and sink but one veth: what generator and sink themselves can do (root)
     Wire,
+}
+
+impl DeviceName {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceName::Memory => "memory",
+            DeviceName::Fairway => "fairway",
+            DeviceName::Kernel => "kernel",
+            DeviceName::Testpmd => "testpmd",
+            DeviceName::Wire => "wire",
+        }
+    }
+
+    /// Whether the device does something with packets of this path. What does not look at packets has one path.
+    pub fn has(self, path: PathName) -> bool {
+        !matches!(self, DeviceName::Testpmd | DeviceName::Wire) || path == PathName::SameNode
+    }
+}
+
+impl std::fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Brings a device up for a scenario.
@@ -53,24 +82,8 @@ pub fn start(device: DeviceName, scenario: &Scenario) -> Result<Box<dyn Device>,
         DeviceName::Memory => Ok(Box::new(MemoryDevice::start(scenario, engine)?)),
         DeviceName::Fairway => Ok(Box::new(FairwayDevice::start(scenario)?)),
         DeviceName::Kernel => Ok(Box::new(KernelDevice::start(scenario)?)),
+        DeviceName::Testpmd => Ok(Box::new(TestpmdDevice::start(scenario)?)),
         DeviceName::Wire => Ok(Box::new(WireDevice::start(scenario)?)),
-    }
-}
-
-/// The generator's core and the device's: the first and the last that this process may use. On a machine
-/// with one core they share it.
-pub fn cores() -> (Option<CoreId>, Option<CoreId>) {
-    let all = fairway_tests::sys::cores();
-    let core = |id: Option<&usize>| id.map(|id| CoreId { id: *id });
-    (core(all.first()), core(all.last()))
-}
-
-/// Pins the calling thread, which is to be generator and sink, to its core.
-pub fn pin_generator() {
-    if let (Some(core), _) = cores()
-        && !core_affinity::set_for_current(core)
-    {
-        eprintln!("the kernel refuses to pin the generator to core {}; it runs unpinned", core.id);
     }
 }
 
@@ -94,22 +107,34 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     let scenario = Scenario::read(&args.scenario)?;
     warn_of_company()?;
     let device = start(args.device, &scenario)?;
-    pin_generator();
     let mut bench = Bench::new(&scenario, device)?;
     bench.wait_ready()?;
     let mut outcomes = Vec::new();
+    if let Some(wanted) = &scenario.sessions {
+        for number in 1..=args.trials.max(1) {
+            let outcome = bench.sessions(wanted)?;
+            println!("{} over {}, trial {number}", scenario.name, bench.device_name());
+            print_sessions(&outcome);
+            outcomes.push(serde_json::to_value(outcome)?);
+        }
+        return finish(args, bench, &outcomes);
+    }
     for number in 1..=args.trials.max(1) {
         let outcome = bench.trial(scenario.arrival, &mut live)?;
         clear_line();
         println!("{} over {}, trial {number}", scenario.name, bench.device_name());
         print(&outcome);
-        outcomes.push(outcome);
+        outcomes.push(serde_json::to_value(outcome)?);
     }
+    finish(args, bench, &outcomes)
+}
+
+fn finish(args: &RunArgs, bench: Bench, outcomes: &[serde_json::Value]) -> Result<(), CliError> {
     for line in bench.finish()? {
         println!("{line}");
     }
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&outcomes)?;
+        let text = serde_json::to_string_pretty(outcomes)?;
         std::fs::write(path, text).map_err(DeviceError::io(format!("write {}", path.display())))?;
     }
     Ok(())
@@ -173,5 +198,34 @@ fn print(outcome: &Outcome) {
     println!(
         "  machine   {:.0} ns of CPU per packet, {:.0} of them softirq (generator and sink included)",
         outcome.machine_ns_per_packet, outcome.softirq_ns_per_packet
+    );
+}
+
+fn print_sessions(outcome: &sessions::Outcome) {
+    let sessions::Outcome { tally, setup, whole, .. } = outcome;
+    let us = |ns: u64| ns as f64 / 1e3;
+    println!(
+        "  completed {:>12} in {:.3} s: {:.0} a second",
+        tally.completed, outcome.seconds, outcome.completed_per_s
+    );
+    println!(
+        "  opened    {:>12}, {} established, {} failed, {} stray segments",
+        tally.opened, tally.established, tally.failed, tally.strays
+    );
+    println!(
+        "  setup     p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+        us(setup.p50_ns),
+        us(setup.p99_ns),
+        us(setup.max_ns)
+    );
+    println!(
+        "  session   p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+        us(whole.p50_ns),
+        us(whole.p99_ns),
+        us(whole.max_ns)
+    );
+    println!(
+        "  machine   {:.2} us of CPU per session (client and responder included)",
+        outcome.machine_us_per_session
     );
 }

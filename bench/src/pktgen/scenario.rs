@@ -2,6 +2,7 @@
 
 use crate::pktgen::paths::PathName;
 use crate::pktgen::ranges::{Addresses, Ports};
+use crate::pktgen::sessions::Sessions;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,9 @@ pub struct Scenario {
     /// How long.
     #[serde(default)]
     pub trial: TrialLimits,
+    /// TCP-like sessions over the first stream's addresses, instead of its packets.
+    #[serde(default)]
+    pub sessions: Option<Sessions>,
 }
 
 /// Packets that take one path.
@@ -361,8 +365,21 @@ impl Scenario {
         checks.between("tables.backends", self.tables.backends, 1, 100)?;
         checks.between("tables.routes", self.tables.routes, 0, 1_000_000)?;
         checks.between("tables.changes_per_s", self.tables.changes_per_s, 0, 100_000)?;
+        self.check_sessions(&checks)?;
         checks.between("trial.duration_ms", self.trial.duration_ms, 10, 600_000)?;
         checks.between("trial.max_packets", self.trial.max_packets, 1, u32::MAX)
+    }
+
+    fn check_sessions(&self, checks: &Checks<'_>) -> Result<(), ScenarioError> {
+        let Some(sessions) = &self.sessions else { return Ok(()) };
+        checks.between("sessions.concurrent", sessions.concurrent, 1, 100_000)?;
+        checks.between("sessions.timeout_ms", sessions.timeout_ms, 10, 60_000)?;
+        if self.streams.len() != 1 || self.streams[0].path == PathName::Vxlan {
+            let value = format!("{} streams, the first by {}", self.streams.len(), self.streams[0].path);
+            let instead = "sessions take one stream by same-node or clusterip, where the responder is a pod";
+            return Err(checks.wrong("streams", value, instead));
+        }
+        Ok(())
     }
 
     fn check_sizes(&self, checks: &Checks<'_>) -> Result<(), ScenarioError> {

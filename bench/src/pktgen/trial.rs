@@ -10,6 +10,7 @@ use crate::pktgen::scenario::{Arrival, TrialLimits};
 use crate::pktgen::sink::{Counts, FlowAccount, Sink};
 use fairway_dataplane::clock;
 use fairway_pmd::{Burst, FrameCache, Queue};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -151,7 +152,7 @@ pub fn run(
     generator: &mut Generator,
     sink: &mut Sink,
     ends: &mut Ends,
-    progress: &mut dyn FnMut(&Progress),
+    progress: &mut (dyn FnMut(&Progress) + Send),
 ) -> std::io::Result<Outcome> {
     generator.restart(trial.arrival);
     sink.restart(generator.trial());
@@ -175,7 +176,7 @@ pub fn run(
 }
 
 impl Loop<'_> {
-    fn run(&mut self, limits: &TrialLimits, progress: &mut dyn FnMut(&Progress)) {
+    fn run(&mut self, limits: &TrialLimits, progress: &mut (dyn FnMut(&Progress) + Send)) {
         let end_ns = u64::from(limits.duration_ms) * 1_000_000;
         let give_up_ns = end_ns + (end_ns as f64 * LATE_SHARE) as u64 + 2_000_000;
         let max_packets = u64::from(limits.max_packets);
@@ -308,7 +309,7 @@ impl Loop<'_> {
             flows: accounts().count() as u32,
             flows_with_loss,
             worst_flows,
-            latency: Latency::of(self.sink),
+            latency: Latency::of(self.sink.latency()),
             machine_ns_per_packet: per_packet(cpu.busy_s),
             softirq_ns_per_packet: per_packet(cpu.softirq_s),
         }
@@ -316,8 +317,8 @@ impl Loop<'_> {
 }
 
 impl Latency {
-    fn of(sink: &Sink) -> Latency {
-        let all = sink.latency();
+    /// A histogram's, which is in nanoseconds.
+    pub fn of(all: &Histogram<u64>) -> Latency {
         if all.is_empty() {
             return Latency::default();
         }

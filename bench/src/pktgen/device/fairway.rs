@@ -2,8 +2,8 @@
 
 use super::ground::{Ground, NAMESPACE, SERVER, SERVICES};
 use super::{Device, DeviceError};
+use crate::pktgen::cores::cores;
 use crate::pktgen::paths::{BACKEND_PORT, SERVICE_PORT, Site};
-use crate::pktgen::run::cores;
 use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::Ends;
 use fairway_control::names::GATEWAY_IP;

@@ -5,6 +5,7 @@
 //! | [`memory`] | the engine's workers in this process | memory |
 //! | [`fairway`] | `fairway-control` and `fairway-dataplane` | AF_XDP |
 //! | [`kernel`] | Linux: forwarding, VXLAN, nftables NAT | AF_XDP |
+//! | [`testpmd`] | DPDK's testpmd in io mode | AF_XDP |
 //! | [`wire`] | nothing: the generator's veth ends in the sink | AF_XDP |
 //!
 //! [`ground`] is the testbed that all AF_XDP devices stand on.
@@ -13,12 +14,15 @@ pub mod fairway;
 pub mod ground;
 pub mod kernel;
 pub mod memory;
+pub mod testpmd;
 pub mod wire;
 
+use crate::pktgen::cores::on_generator_core;
 use crate::pktgen::generator::Generator;
 use crate::pktgen::paths::Site;
 use crate::pktgen::plan::{Plan, TooFewTuples};
 use crate::pktgen::scenario::{Arrival, Scenario, TrialLimits};
+use crate::pktgen::sessions::{self, Client, Sessions};
 use crate::pktgen::sink::Sink;
 use crate::pktgen::trial::{self, Ends, Outcome, Progress, Trial};
 use fairway_dataplane::clock;
@@ -157,6 +161,20 @@ impl Bench {
         Ok(Bench { device, generator: Generator::new(scenario, plan), sink, limits: scenario.trial })
     }
 
+    /// Goes on with another scenario on the same device, which was started with the same tables.
+    ///
+    /// # Errors
+    /// As [`Bench::new`].
+    pub fn change_scenario(&mut self, scenario: &Scenario) -> Result<(), DeviceError> {
+        let plan = Plan::new(scenario, &self.device.site())?;
+        self.sink = Sink::new(plan.flows, clock::tsc_per_ns());
+        let trial = self.generator.trial();
+        self.generator = Generator::new(scenario, plan);
+        self.generator.continue_from(trial);
+        self.limits = scenario.trial;
+        Ok(())
+    }
+
     /// The device's name.
     pub fn device_name(&self) -> &'static str {
         self.device.name()
@@ -215,7 +233,7 @@ impl Bench {
     pub fn trial(
         &mut self,
         arrival: Arrival,
-        progress: &mut dyn FnMut(&Progress),
+        progress: &mut (dyn FnMut(&Progress) + Send),
     ) -> Result<Outcome, DeviceError> {
         let limits = self.limits;
         self.run(&Trial { arrival, limits }, progress)
@@ -228,9 +246,24 @@ impl Bench {
     pub fn run(
         &mut self,
         trial: &Trial,
-        progress: &mut dyn FnMut(&Progress),
+        progress: &mut (dyn FnMut(&Progress) + Send),
     ) -> Result<Outcome, DeviceError> {
-        trial::run(trial, &mut self.generator, &mut self.sink, self.device.ends(), progress)
+        let (generator, sink, ends) = (&mut self.generator, &mut self.sink, self.device.ends());
+        on_generator_core(|| trial::run(trial, generator, sink, ends, progress))
+            .map_err(DeviceError::io("read /proc/stat"))
+    }
+
+    /// Opens and closes TCP-like sessions over the first stream's addresses, with the scenario's limits.
+    ///
+    /// # Errors
+    /// If the system's counters cannot be read.
+    pub fn sessions(&mut self, sessions: &Sessions) -> Result<sessions::Outcome, DeviceError> {
+        let stream = self.generator.plan().streams[0].clone();
+        let timeout_ns = u64::from(sessions.timeout_ms) * 1_000_000;
+        let mut client = Client::new(stream, sessions.concurrent, timeout_ns);
+        let site = self.device.site();
+        let (limits, ends) = (self.limits, self.device.ends());
+        on_generator_core(|| sessions::run(&mut client, &limits, &site, ends))
             .map_err(DeviceError::io("read /proc/stat"))
     }
 

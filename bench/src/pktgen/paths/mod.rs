@@ -68,6 +68,12 @@ pub struct Route {
     pub destination_ports: Ports,
 }
 
+impl std::fmt::Display for PathName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl PathName {
     /// All, in the order of reports.
     pub const ALL: [PathName; 3] = [PathName::SameNode, PathName::Vxlan, PathName::ClusterIp];

@@ -1,0 +1,193 @@
+//! `fairway-pktgen peers`: Fairway and others on the same namespaces with the same packets. Rounds are interleaved,
+//! every device once per round, so that a noisy moment falls on all alike; ratios are taken within a round.
+
+use crate::pktgen::cli::CliError;
+use crate::pktgen::device::{Bench, DeviceError};
+use crate::pktgen::paths::PathName;
+use crate::pktgen::rfc2544::bench::{Benchmark, Config, SizeResult};
+use crate::pktgen::rfc2544::command::Method;
+use crate::pktgen::rfc2544::stats::Sample;
+use crate::pktgen::run::{DeviceName, start, warn_of_company};
+use crate::pktgen::scenario::{
+    Arrival, Frames, Order, Protocol, Scenario, Sizes, Stream, TableSizes, TrialLimits,
+};
+use fairway_tests::report::{Figure, Report};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+/// Arguments of `peers`.
+#[derive(clap::Args)]
+pub struct PeersArgs {
+    /// Devices, the first of which the others are compared with
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [DeviceName::Fairway, DeviceName::Kernel, DeviceName::Testpmd, DeviceName::Wire])]
+    pub devices: Vec<DeviceName>,
+    /// Paths
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = PathName::ALL)]
+    pub paths: Vec<PathName>,
+    /// Frame size in bytes with FCS
+    #[arg(long, default_value_t = 64)]
+    pub size_bytes: u16,
+    /// Flows of each path
+    #[arg(long, default_value_t = 10_000)]
+    pub flows: u32,
+    /// Services in the tables
+    #[arg(long, default_value_t = 100)]
+    pub services: u32,
+    /// Rounds over all devices and paths
+    #[arg(long, default_value_t = 3)]
+    pub rounds: u32,
+    /// Trials and search.
+    #[command(flatten)]
+    pub method: Method,
+    /// Add figures to target/reports/NAME.json
+    #[arg(long)]
+    pub report: Option<String>,
+}
+
+/// Results of one device and path, one per round.
+type Results = BTreeMap<(PathName, &'static str), Vec<SizeResult>>;
+
+fn scenario(args: &PeersArgs, path: PathName) -> Scenario {
+    let stream = Stream {
+        path,
+        weight: 1,
+        protocol: Protocol::Udp,
+        flows: args.flows,
+        order: Order::Random,
+        sources: None,
+        destinations: None,
+        source_ports: None,
+        destination_ports: None,
+    };
+    Scenario {
+        name: path.name().to_owned(),
+        seed: 1,
+        streams: vec![stream],
+        frames: Frames { size_bytes: Sizes::One(args.size_bytes) },
+        arrival: Arrival::LineRate,
+        tables: TableSizes { services: args.services, ..TableSizes::default() },
+        trial: TrialLimits::default(),
+        sessions: None,
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// See [`CliError`]. A device that is not installed is left out, with its reason.
+pub fn run(args: &PeersArgs) -> Result<(), CliError> {
+    for path in &args.paths {
+        scenario(args, *path).check(std::path::Path::new("of the command line"))?;
+    }
+    warn_of_company()?;
+    // One search per round: the rounds are the repetitions.
+    let config = Config { repeats: 1, ..args.method.config(&[args.size_bytes], false) };
+    let (mut results, mut skipped) = (Results::new(), Vec::new());
+    for round in 1..=args.rounds.max(1) {
+        for device in &args.devices {
+            if skipped.contains(device) {
+                continue;
+            }
+            match measure(args, *device, &config, &mut results) {
+                Ok(()) => {}
+                Err(error @ (DeviceError::MissingProgram { .. } | DeviceError::Unfit { .. })) => {
+                    println!("skipped: {error}");
+                    skipped.push(*device);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        eprintln!("round {round} of {} done", args.rounds.max(1));
+    }
+    let figures = figures(args, &results);
+    print(args, &figures);
+    if let Some(target) = &args.report {
+        Report::of_target(target).add(&figures)?;
+    }
+    Ok(())
+}
+
+/// One device in one round: all paths that it has.
+fn measure(
+    args: &PeersArgs,
+    device: DeviceName,
+    config: &Config,
+    results: &mut Results,
+) -> Result<(), DeviceError> {
+    let paths: Vec<PathName> = args.paths.iter().copied().filter(|path| device.has(*path)).collect();
+    let Some(first) = paths.first() else { return Ok(()) };
+    let mut bench = Bench::new(&scenario(args, *first), start(device, &scenario(args, *first))?)?;
+    for path in paths {
+        bench.change_scenario(&scenario(args, path))?;
+        bench.wait_ready()?;
+        bench.warm_up()?;
+        let result = Benchmark::new(&mut bench, config).size(args.size_bytes)?;
+        results.entry((path, bench.device_name())).or_default().push(result);
+    }
+    bench.finish()?;
+    Ok(())
+}
+
+fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let reference = args.devices.first().map_or("", |device| device.name());
+    for ((path, device), rounds) in results {
+        let params = json!({
+            "device": device, "path": path.name(), "size_bytes": args.size_bytes, "flows": args.flows,
+            "services": args.services,
+        });
+        let sample =
+            |value: &dyn Fn(&SizeResult) -> f64| Sample::of(&rounds.iter().map(value).collect::<Vec<_>>());
+        let mut add = |metric: &str, value: f64, unit: &str| {
+            figures.push(Figure::new("peers", params.clone(), metric, value, unit));
+        };
+        let throughput = sample(&|round| round.throughput_pps.mean);
+        add("peer_throughput", throughput.median, "1/s");
+        add("peer_throughput_half_width_95", throughput.half_width, "1/s");
+        add("peer_overload", sample(&|round| round.overload_pps).median, "1/s");
+        add("peer_machine_ns_per_packet", sample(&|round| round.machine_ns_per_packet).median, "ns");
+        add("peer_softirq_ns_per_packet", sample(&|round| round.softirq_ns_per_packet).median, "ns");
+        let half = |round: &SizeResult| round.latency.get(1).map(|at| at.latency).unwrap_or_default();
+        add("peer_latency_p50", sample(&|round| half(round).p50_ns as f64).median, "ns");
+        add("peer_latency_p99", sample(&|round| half(round).p99_ns as f64).median, "ns");
+        let Some(ours) = results.get(&(*path, reference)).filter(|_| *device != reference) else { continue };
+        let ratios: Vec<f64> = ours
+            .iter()
+            .zip(rounds)
+            .filter(|(_, theirs)| theirs.throughput_pps.mean > 0.0)
+            .map(|(ours, theirs)| ours.throughput_pps.mean / theirs.throughput_pps.mean)
+            .collect();
+        add(&format!("{reference}_throughput_ratio"), Sample::of(&ratios).median, "1");
+    }
+    figures
+}
+
+fn print(args: &PeersArgs, figures: &[Figure]) {
+    println!(
+        "\n{} bytes, {} flows, {} Services; medians of {} interleaved rounds; latency at half the throughput",
+        args.size_bytes, args.flows, args.services, args.rounds
+    );
+    println!(
+        "{:10} {:9} {:>12} {:>11} {:>12} {:>12} {:>10} {:>10} {:>9}",
+        "path", "device", "throughput", "± 95 %", "overload", "machine ns", "p50 us", "p99 us", "ratio"
+    );
+    let text = |figure: &Figure, key: &str| figure.params[key].as_str().unwrap_or("").to_owned();
+    for first in figures.iter().filter(|figure| figure.metric == "peer_throughput") {
+        let value = |metric: &str| {
+            figures.iter().find(|f| f.params == first.params && f.metric.ends_with(metric)).map(|f| f.value)
+        };
+        println!(
+            "{:10} {:9} {:>12.0} {:>11.0} {:>12.0} {:>12.0} {:>10.1} {:>10.1} {:>9}",
+            text(first, "path"),
+            text(first, "device"),
+            first.value,
+            value("throughput_half_width_95").unwrap_or(0.0),
+            value("overload").unwrap_or(0.0),
+            value("machine_ns_per_packet").unwrap_or(0.0),
+            value("latency_p50").unwrap_or(0.0) / 1e3,
+            value("latency_p99").unwrap_or(0.0) / 1e3,
+            value("throughput_ratio").map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
+        );
+    }
+    println!("ratio: the first device's throughput to this one's, median over rounds");
+}
