@@ -49,14 +49,14 @@ bench-engine: deps ## Measure time and allocations per packet of the engine, wit
 
 # Bounded for a small machine: short trials, three sizes. docs/pktgen.md says how to measure thoroughly.
 PKTGEN = $(TARGET_DIR)/release/fairway-pktgen
-PKTGEN_METHOD = --trial-ms 200 --report bench-pktgen
+PKTGEN_METHOD = --trial-ms 100 --report bench-pktgen
 bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, beside peers (root)
 	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
 	rm -f $(FAIRWAY_REPORT_DIR)/bench-pktgen.json
 	$(PKTGEN) cost --report bench-pktgen
 	$(PKTGEN) rfc2544 bench/scenarios/same-node.yaml --sizes 64,512,1468 $(PKTGEN_METHOD)
 	$(PKTGEN) rfc2544 bench/scenarios/same-node.yaml bench/scenarios/vxlan.yaml bench/scenarios/clusterip.yaml \
-		--device fairway --sizes 64,512,1468 --short $(PKTGEN_METHOD)
+		--device fairway --sizes 64,512,1468 --short --repeats 2 $(PKTGEN_METHOD)
 	$(PKTGEN) peers $(PKTGEN_METHOD)
 	$(PKTGEN) report $(FAIRWAY_REPORT_DIR)/bench-pktgen.json --html $(FAIRWAY_REPORT_DIR)/bench-pktgen.html \
 		--note "$$(uname -srm), $$(nproc) CPUs, $$(date -u +%FT%RZ); one engine worker on the last core, generator and sink on the first"
