@@ -10,8 +10,8 @@ use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::{ETH_LEN, proto, vxlan};
 use fairway_dataplane::{clock, process};
 use fairway_pmd::{Burst, MAX_BURST};
-use fairway_tables::PortId;
 use fairway_tables::stats::Counter;
+use fairway_tables::{NextHopKind, PortId};
 
 /// Client pods on the node.
 const CLIENTS: u16 = 32;
@@ -33,6 +33,10 @@ pub enum Case {
     PodToPod,
     /// Pod to a remote pod, encapsulated.
     Vxlan,
+    /// Pod to a remote pod, in IPv4.
+    Ipip,
+    /// Pod to a remote pod, without encapsulation.
+    Direct,
     /// Pod to a ClusterIP whose backend is remote: translated and encapsulated.
     ServiceVxlan,
     /// The answer to that: decapsulated and translated back.
@@ -41,13 +45,16 @@ pub enum Case {
 
 impl Case {
     /// All, in the order of reports.
-    pub const ALL: [Case; 4] = [Case::PodToPod, Case::Vxlan, Case::ServiceVxlan, Case::ServiceVxlanReply];
+    pub const ALL: [Case; 6] =
+        [Case::PodToPod, Case::Vxlan, Case::Ipip, Case::Direct, Case::ServiceVxlan, Case::ServiceVxlanReply];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Case::PodToPod => "pod_to_pod",
             Case::Vxlan => "vxlan",
+            Case::Ipip => "ipip",
+            Case::Direct => "direct",
             Case::ServiceVxlan => "service_vxlan",
             Case::ServiceVxlanReply => "service_vxlan_reply",
         }
@@ -111,6 +118,12 @@ impl Scenario {
             connections: (flows + flows / 8 + 1024) as u32,
             frames: 1024,
         });
+        let way = match case {
+            Case::Ipip => NextHopKind::Ipip,
+            Case::Direct => NextHopKind::Gateway,
+            _ => NextHopKind::Tunnel,
+        };
+        (0..NODES).for_each(|n| world.set_way(n, way));
         for n in 0..services {
             let (low, pod) = (n as u8, 10 + (n % 200) as u8);
             let node = |b: u8| low.wrapping_mul(7).wrapping_add(b * 5) % NODES;
@@ -141,7 +154,7 @@ impl Scenario {
                     let (port, headers, sport) = client_headers(flow, addr::pod(server));
                     (port, udp(&headers, sport, 9000))
                 }
-                Case::Vxlan => {
+                Case::Vxlan | Case::Ipip | Case::Direct => {
                     let dst = addr::remote_pod((flow / 7 % usize::from(NODES)) as u8, 2 + (flow % 250) as u8);
                     let (port, headers, sport) = client_headers(flow, dst);
                     (port, udp(&headers, sport, 9000))

@@ -3,7 +3,7 @@
 //! nothing else suffers.
 
 use crate::model::{Key, Model, Value, diff};
-use fairway_tables::{ApplyError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Writer};
+use fairway_tables::{ApplyError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Vxlan, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -175,7 +175,9 @@ const NO_SETTINGS: Settings = Settings {
     host: PortId(0),
     gateway_mac: Mac::ZERO,
     vtep_mac: Mac::ZERO,
-    reserved: [0; 6],
+    udp_tunnel_port: 0,
+    takes: 0,
+    second_vxlan: Vxlan { vni: 0, udp_port: 0, vtep_mac: Mac::ZERO },
 };
 
 /// The operation that sets or deletes an entry.

@@ -28,7 +28,7 @@ pub fn answer_arp(frame: &mut Frame, ingress: &Ingress) -> Result<Answer, DropRe
 /// dropped.
 pub fn answer_echo(frame: &mut Frame, parsed: &Parsed, ingress: &Ingress) -> Result<Answer, DropReason> {
     let header_len = usize::from(parsed.ip_header_len);
-    if parsed.key.proto() != proto::ICMP || parsed.l2 != 0 {
+    if parsed.key.proto() != proto::ICMP || parsed.key.is_fragment() || ingress.kind == PortKind::Uplink {
         return Err(DropReason::NotForUs);
     }
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));

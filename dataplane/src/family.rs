@@ -32,7 +32,9 @@ pub(crate) trait Parcel: Copy {
     /// Length of the IP packet in bytes.
     fn ip_len(&self) -> u16;
     /// Raw outer source address, of a packet from a tunnel.
-    fn outer(&self) -> u32;
+    fn outer(&self) -> Option<u32>;
+    /// Whether it is a fragment, which has no ports or cannot speak for those that have none.
+    fn is_fragment(&self) -> bool;
 
     /// The parts of a worker that decide about a hit: flows of the family, connections, what is fresh.
     fn parts(worker: &mut WorkerState) -> (&mut FlowTable<Self::Entry>, &Conntrack, &Freshness);
@@ -94,8 +96,12 @@ impl Parcel for Parsed {
         self.ip_len
     }
 
-    fn outer(&self) -> u32 {
-        self.key.outer
+    fn outer(&self) -> Option<u32> {
+        self.key.is_tunnelled().then_some(self.key.outer)
+    }
+
+    fn is_fragment(&self) -> bool {
+        self.key.is_fragment()
     }
 
     #[inline(always)]
@@ -168,8 +174,12 @@ impl Parcel for Parsed6 {
         self.ip_len
     }
 
-    fn outer(&self) -> u32 {
-        self.key.outer
+    fn outer(&self) -> Option<u32> {
+        self.key.is_tunnelled().then_some(self.key.outer)
+    }
+
+    fn is_fragment(&self) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -140,14 +140,17 @@ fn quote(frame: &mut Frame, l2: u16, ip_len: u16, headers: usize, max_len: usize
 pub(crate) fn complain(frame: &mut Frame, parsed: &Parsed, router: Ip, problem: Problem) -> Option<Parsed> {
     const HEADERS: usize = ipv4::LEN + icmp::LEN;
     let router = router.as_v4().filter(|octets| *octets != [0; 4])?;
+    let fragment = be16(frame.bytes(), usize::from(parsed.l2) + ETH_LEN + 6);
+    if fragment & 0x1fff != 0 {
+        return None; // RFC 1122 section 3.2.2: only about a first fragment.
+    }
     let (kind, code, mtu) = match problem {
         Problem::TimeExceeded => (icmp::TIME_EXCEEDED, 0, 0),
         Problem::NoRoute => (icmp::UNREACHABLE, icmp::unreachable::NET, 0),
         Problem::NoHost => (icmp::UNREACHABLE, icmp::unreachable::HOST, 0),
         Problem::NoPort => (icmp::UNREACHABLE, icmp::unreachable::PORT, 0),
         Problem::TooBig(mtu) => {
-            let flags = be16(frame.bytes(), usize::from(parsed.l2) + ETH_LEN + 6);
-            if flags & ipv4::DF == 0 {
+            if fragment & ipv4::DF == 0 {
                 return None;
             }
             (icmp::UNREACHABLE, icmp::unreachable::FRAGMENTATION_NEEDED, mtu)

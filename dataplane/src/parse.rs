@@ -4,8 +4,8 @@
 //! rewrite without further checks of its lengths.
 
 use crate::flow::FlowKey;
-use crate::wire::{self, ETH_LEN, TCP_LEN, UDP_LEN, be16, icmp, ipv4, proto, raw32, tcp_flags, vxlan};
-use fairway_tables::{DropReason, Mac, Port, PortId, PortKind, Settings};
+use crate::wire::{self, ETH_LEN, TCP_LEN, UDP_LEN, be16, ecn, icmp, ipv4, proto, raw32, tcp_flags, vxlan};
+use fairway_tables::{DropReason, Mac, Port, PortId, PortKind, Settings, Vxlan};
 
 /// What parsing needs to know of the port on which a packet came in.
 #[derive(Clone, Copy, Debug)]
@@ -18,14 +18,16 @@ pub struct Ingress {
     pub mac: Mac,
     /// The address that pods and the host's kernel take for their gateway's.
     pub gateway_mac: Mac,
-    /// Ethernet destination of decapsulated frames.
-    pub vtep_mac: Mac,
     /// This node's underlay address, raw.
     pub node_ip: u32,
-    /// The network that tunnels must name.
-    pub vni: u32,
-    /// The UDP port of tunnels.
-    pub vxlan_port: u16,
+    /// The VXLAN network of most tunnels.
+    pub vxlan: Vxlan,
+    /// Another one.
+    pub second_vxlan: Vxlan,
+    /// UDP port of bare IP packets; 0: none are taken.
+    pub udp_tunnel_port: u16,
+    /// What else the uplink takes: bits of [`Settings`].
+    pub takes: u32,
 }
 
 impl Ingress {
@@ -36,10 +38,11 @@ impl Ingress {
             port: id,
             mac: port.mac,
             gateway_mac: settings.gateway_mac,
-            vtep_mac: settings.vtep_mac,
             node_ip: settings.node_ip.as_v4().map_or(0, u32::from_ne_bytes),
-            vni: settings.vni,
-            vxlan_port: settings.vxlan_port,
+            vxlan: Vxlan { vni: settings.vni, udp_port: settings.vxlan_port, vtep_mac: settings.vtep_mac },
+            second_vxlan: settings.second_vxlan,
+            udp_tunnel_port: settings.udp_tunnel_port,
+            takes: settings.takes,
         })
     }
 }
@@ -49,7 +52,8 @@ impl Ingress {
 pub struct Parsed {
     /// What identifies the flow.
     pub key: FlowKey,
-    /// Offset of the Ethernet header before the IP header to forward: 0, or behind a VXLAN header.
+    /// Where the Ethernet header before the IP header to forward begins, or would begin if the tunnel carried one: 0
+    /// for a packet from no tunnel.
     pub l2: u16,
     /// Length of that IP header in bytes.
     pub ip_header_len: u16,
@@ -66,12 +70,15 @@ pub struct Parsed {
 pub enum Class {
     /// An IPv4 packet of a flow that a table entry may serve.
     Flow(Parsed),
-    /// An IPv4 packet that each time needs the full walk: ICMP other than echo.
+    /// An IPv4 packet that each time needs the full walk: ICMP other than echo, and the first fragment of a datagram.
     Single(Parsed),
+    /// A tunnel's packet whose outer header bears a congestion mark. To be carried over to the inner IP header, which
+    /// begins at this offset, by [`ecn::carry_over`]; then the packet is parsed again.
+    Marked(u16),
     /// An IPv6 packet, yet to be classified by [`parse6`](crate::parse6::parse6): where its Ethernet header is, and the raw
     /// outer source address if it came from a tunnel.
     Ipv6 {
-        /// Offset of the Ethernet header.
+        /// Offset of the Ethernet header, as in [`Parsed`].
         l2: u16,
         /// Outer source.
         outer: u32,
@@ -94,20 +101,7 @@ pub fn parse(frame: &[u8], ingress: &Ingress) -> Class {
 #[inline(always)]
 fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     if ingress.kind == PortKind::Uplink {
-        let (l2, outer_src) = decapsulate(frame, ingress)?;
-        let inner = &frame[l2..];
-        if inner.len() < ETH_LEN {
-            return Err(DropReason::Truncated);
-        }
-        if inner[..6] != ingress.vtep_mac.0 {
-            return Err(DropReason::NotForUs);
-        }
-        match be16(inner, 12) {
-            wire::ETHERTYPE_IPV4 => {}
-            wire::ETHERTYPE_IPV6 => return Ok(Class::Ipv6 { l2: l2 as u16, outer: outer_src }),
-            _ => return Err(DropReason::EtherType),
-        }
-        return flow(inner, l2, outer_src, FlowKey::TUNNEL);
+        return from_uplink(frame, ingress);
     }
     if frame.len() < ETH_LEN {
         return Err(DropReason::Truncated);
@@ -136,11 +130,10 @@ fn not_ipv4(frame: &[u8]) -> DropReason {
     if be16(frame, 12) == wire::ETHERTYPE_IPV6 { DropReason::Ipv6 } else { DropReason::EtherType }
 }
 
-/// Checks the outer headers of a VXLAN packet; returns where the inner Ethernet header starts and the raw
-/// outer source address.
+/// A packet from another node: through a tunnel to this node's address, or to a pod without encapsulation.
 #[inline(always)]
-fn decapsulate(frame: &[u8], ingress: &Ingress) -> Result<(usize, u32), DropReason> {
-    if frame.len() < vxlan::HEADER_LEN {
+fn from_uplink(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
+    if frame.len() < ETH_LEN {
         return Err(DropReason::Truncated);
     }
     if be16(frame, 12) != wire::ETHERTYPE_IPV4 {
@@ -150,31 +143,83 @@ fn decapsulate(frame: &[u8], ingress: &Ingress) -> Result<(usize, u32), DropReas
         return Err(DropReason::NotForUs);
     }
     let outer = ipv4::Header::parse(&frame[ETH_LEN..])?;
+    if outer.dst() != ingress.node_ip {
+        if ingress.takes & Settings::TAKES_DIRECT == 0 {
+            return Err(DropReason::NotForUs);
+        }
+        return flow(frame, 0, 0, ingress.port.0);
+    }
     if outer.is_fragment() {
         return Err(DropReason::Fragment);
     }
-    if outer.dst() != ingress.node_ip || outer.proto() != proto::UDP {
-        return Err(DropReason::NotForUs);
+    let Inner { at, is_ipv6 } = match outer.proto() {
+        proto::UDP => in_udp(frame, &outer, ingress)?,
+        proto::IPIP if ingress.takes & Settings::TAKES_IPIP != 0 => {
+            Inner { at: ETH_LEN + outer.header_len(), is_ipv6: false }
+        }
+        _ => return Err(DropReason::NotForUs),
+    };
+    if ecn::may_change_inner(outer.tos()) {
+        return Ok(Class::Marked(at as u16));
     }
+    let l2 = at - ETH_LEN;
+    if is_ipv6 {
+        return Ok(Class::Ipv6 { l2: l2 as u16, outer: outer.src() });
+    }
+    // What is behind a tunnel's headers is inside the outer packet, not in what pads its frame.
+    flow(&frame[l2..ETH_LEN + outer.total_len()], l2, outer.src(), FlowKey::TUNNEL)
+}
+
+/// The IP packet inside a tunnel's: where its header begins, and its family.
+struct Inner {
+    at: usize,
+    is_ipv6: bool,
+}
+
+/// What is inside a tunnel over UDP.
+#[inline(always)]
+fn in_udp(frame: &[u8], outer: &ipv4::Header<'_>, ingress: &Ingress) -> Result<Inner, DropReason> {
     let udp = outer.payload();
-    if udp.len() < UDP_LEN + vxlan::LEN {
+    let Some(header) = udp.first_chunk::<UDP_LEN>() else { return Err(DropReason::Truncated) };
+    let (dport, payload) = (be16(header, 2), ETH_LEN + outer.header_len() + UDP_LEN);
+    if dport == 0 {
+        // No network's port, though it stands for one that there is not.
+        Err(DropReason::NotForUs)
+    } else if dport == ingress.vxlan.udp_port || dport == ingress.second_vxlan.udp_port {
+        let is_ipv6 = in_vxlan(&frame[payload..ETH_LEN + outer.total_len()], dport, ingress)?;
+        Ok(Inner { at: payload + vxlan::LEN + ETH_LEN, is_ipv6 })
+    } else if dport == ingress.udp_tunnel_port {
+        Ok(Inner { at: payload, is_ipv6: udp.get(UDP_LEN).is_some_and(|first| first >> 4 == 6) })
+    } else {
+        Err(DropReason::NotForUs)
+    }
+}
+
+/// Checks a VXLAN header and the inner Ethernet header; returns whether an IPv6 packet follows.
+#[inline(always)]
+fn in_vxlan(bytes: &[u8], udp_port: u16, ingress: &Ingress) -> Result<bool, DropReason> {
+    let Some(header) = bytes.first_chunk::<{ vxlan::LEN + ETH_LEN }>() else {
         return Err(DropReason::Truncated);
-    }
-    if be16(udp, 2) != ingress.vxlan_port {
-        return Err(DropReason::NotForUs);
-    }
-    if vxlan::vni(&udp[UDP_LEN..])? != ingress.vni {
+    };
+    let vni = vxlan::vni(header)?;
+    let is_of = |network: &Vxlan| network.vni == vni && network.udp_port == udp_port;
+    let network = if is_of(&ingress.vxlan) { &ingress.vxlan } else { &ingress.second_vxlan };
+    if !is_of(network) {
         return Err(DropReason::WrongVni);
     }
-    Ok((ETH_LEN + outer.header_len() + UDP_LEN + vxlan::LEN, outer.src()))
+    if header[vxlan::LEN..vxlan::LEN + 6] != network.vtep_mac.0 {
+        return Err(DropReason::NotForUs);
+    }
+    match be16(header, vxlan::LEN + 12) {
+        wire::ETHERTYPE_IPV4 => Ok(false),
+        wire::ETHERTYPE_IPV6 => Ok(true),
+        _ => Err(DropReason::EtherType),
+    }
 }
 
 #[inline(always)]
 fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, DropReason> {
-    let ip = ipv4::Header::parse(&frame[ETH_LEN..])?;
-    if ip.is_fragment() {
-        return Err(DropReason::Fragment);
-    }
+    let ip = ipv4::Header::parse(frame.get(ETH_LEN..).ok_or(DropReason::Truncated)?)?;
     let l4 = ip.payload();
     let mut parsed = Parsed {
         key: FlowKey::new(ip.src(), ip.dst(), 0, ip.proto(), context, outer),
@@ -184,6 +229,9 @@ fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, Drop
         tcp_flags: 0,
         ttl: ip.ttl(),
     };
+    if ip.is_fragment() {
+        return fragment(&ip, parsed);
+    }
     match ip.proto() {
         proto::TCP => {
             let Some(tcp) = l4.first_chunk::<TCP_LEN>() else { return Err(DropReason::Truncated) };
@@ -206,4 +254,20 @@ fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, Drop
         _ => {}
     }
     Ok(Class::Flow(parsed))
+}
+
+/// Fragments go their way by their addresses, whatever the transport: only the first one has ports. That one is walked
+/// each time, to find out whether it belongs to what is translated.
+#[cold]
+fn fragment(ip: &ipv4::Header<'_>, mut parsed: Parsed) -> Result<Class, DropReason> {
+    parsed.key = parsed.key.of_fragment();
+    if ip.is_later_fragment() {
+        return Ok(Class::Flow(parsed));
+    }
+    // The shortest first fragment there is (RFC 791 section 3.2); it holds both ports.
+    let Some(l4) = ip.payload().first_chunk::<8>() else { return Err(DropReason::Truncated) };
+    if matches!(ip.proto(), proto::TCP | proto::UDP) {
+        parsed.key.ports = raw32(l4, 0);
+    }
+    Ok(Class::Single(parsed))
 }

@@ -24,7 +24,7 @@ use crate::parse6::{Class6, parse6};
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
 use crate::walk::{self, Outcome};
-use crate::wire::tcp_flags;
+use crate::wire::{ecn, tcp_flags};
 use arrayvec::ArrayVec;
 use fairway_pmd::{Burst, Frame, FrameCache, MAX_BURST};
 use fairway_tables::stats::{Counter, Stage};
@@ -58,8 +58,11 @@ pub fn process(
     let burst_start = worker.stages.start();
     let mut packets: ArrayVec<(Class, u64), MAX_BURST> = ArrayVec::new();
     let mut sixes = Sixes::new();
-    for frame in rx.iter() {
-        let class = parse(frame.bytes(), &port);
+    for frame in rx.iter_mut() {
+        let mut class = parse(frame.bytes(), &port);
+        if let Class::Marked(inner) = class {
+            class = unmark(frame, inner, &port);
+        }
         let hash = match &class {
             Class::Flow(parsed) => {
                 let hash = parsed.key.hash(worker.flows.seed());
@@ -92,12 +95,23 @@ pub fn process(
             Class::Single(parsed) => walk.single(worker, *parsed, &mut frame),
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
             Class::Drop(reason) => Err(*reason),
+            // Carried over above; one that still bears its mark was not.
+            Class::Marked(_) => Err(DropReason::EcnLost),
         };
         finish(worker, ingress, verdict, frame, cache, tx);
     }
     worker.stages.lap(Stage::Rewrite, count);
     worker.stages.since(Stage::Burst, burst_start);
     worker.counters.add(Counter::FlowHits, hits);
+}
+
+/// Carries a tunnel's congestion mark over to the packet inside, which is then like any other.
+#[cold]
+fn unmark(frame: &mut Frame, inner: u16, port: &Ingress) -> Class {
+    match ecn::carry_over(frame.bytes_mut(), usize::from(inner)) {
+        Ok(()) => parse(frame.bytes(), port),
+        Err(reason) => Class::Drop(reason),
+    }
 }
 
 /// The burst's IPv6 packets, apart from the rest because they are large to carry about.

@@ -32,6 +32,8 @@
 #define MAX_SOCKETS 4096
 #define MAX_NODE_ADDRESSES 256
 #define MAX_TUNNEL_PORTS 16
+#define MAX_PROTOCOLS 4
+#define MAX_POD_PREFIXES 256
 
 enum port_class {
 	CLASS_UPLINK = 1,
@@ -56,6 +58,11 @@ struct port {
 
 struct address {
 	__u32 word[4]; // IPv6, or IPv4 mapped into it (::ffff:a.b.c.d), in network order
+};
+
+struct prefix {
+	__u32 len; // in bits
+	struct address address;
 };
 
 struct {
@@ -85,6 +92,21 @@ struct {
 	__type(key, __u16); // UDP destination port, in network order
 	__type(value, __u32);
 } fw_tunnel_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PROTOCOLS);
+	__type(key, __u32); // number of an IP protocol that is a tunnel by itself
+	__type(value, __u32);
+} fw_protocols SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_POD_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, __u32);
+} fw_pod_prefixes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -121,22 +143,35 @@ static __always_inline int is_tunnel(const struct address *daddr, void *udp_star
 	return bpf_map_lookup_elem(&fw_node_addrs, daddr) != 0;
 }
 
+// Whether packets to `daddr` come to this node's pods without encapsulation.
+static __always_inline int is_pod(const struct address *daddr)
+{
+	struct prefix key = {.len = 128, .address = *daddr};
+
+	return bpf_map_lookup_elem(&fw_pod_prefixes, &key) != 0;
+}
+
 static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 {
 	struct iphdr *ip = l3;
 	struct address daddr = {};
-	__u32 header_bytes;
+	__u32 header_bytes, protocol;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 4 || ip->ihl < 5)
 		return 0;
-	// Any fragment, the first too: the rest of its datagram carries no ports, and only a kernel that
-	// gets all of it can put it together.
-	if (ip->frag_off & bpf_htons(0x3fff))
-		return 0;
-	if (ip->protocol != IPPROTO_UDP)
-		return 0;
 	daddr.word[2] = bpf_htonl(0xffff);
 	daddr.word[3] = ip->daddr;
+	if (is_pod(&daddr))
+		return 1;
+	// Any fragment of a tunnel's packet, the first too: the rest of its datagram carries no ports, and only
+	// a kernel that gets all of it can put it together.
+	if (ip->frag_off & bpf_htons(0x3fff))
+		return 0;
+	if (ip->protocol != IPPROTO_UDP) {
+		protocol = ip->protocol;
+		return bpf_map_lookup_elem(&fw_protocols, &protocol) &&
+		       bpf_map_lookup_elem(&fw_node_addrs, &daddr);
+	}
 	header_bytes = ip->ihl * 4;
 	return is_tunnel(&daddr, l3 + header_bytes, data_end);
 }
@@ -155,8 +190,8 @@ static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
 	return is_tunnel(&daddr, ip + 1, data_end);
 }
 
-// What Fairway takes from a NIC: tunnels to this node. Further kinds of traffic (pod and service prefixes,
-// NodePorts, the node's SNAT port range) join here, each as one more test on the destination.
+// What Fairway takes from a NIC: tunnels to this node, and packets to its pods where they come without. Further kinds of
+// traffic (service prefixes, NodePorts, the node's SNAT port range) join here, each as one more test on the destination.
 static __always_inline int uplink_takes(void *data, void *data_end)
 {
 	struct ethhdr *eth = data;

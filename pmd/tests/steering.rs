@@ -107,6 +107,11 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         steering.set_node(&[v4, v6, IpAddr::from([10, 9, 0, 77])], &[4789, 6081]).unwrap();
         // Changed by difference: one address and one port less, one port more.
         steering.set_node(&[v4, v6], &[8472, 4789]).unwrap();
+        let (pods, far) = (IpAddr::from([10, 244, 1, 0]), IpAddr::from([10, 244, 2, 0]));
+        steering.set_protocols(&[4, 47]).unwrap();
+        steering.set_protocols(&[4]).unwrap();
+        steering.set_pod_prefixes(&[(pods, 24), (far, 24)]).unwrap();
+        steering.set_pod_prefixes(&[(pods, 24)]).unwrap();
         steering.attach("va", PortClass::Uplink).unwrap();
         let mut va = AfXdp::new(&umem).open("va", 0, &AfXdpConfig::pod()).unwrap().remove(0);
         steering.register_queues([&va]).unwrap();
@@ -116,7 +121,7 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         let vlan = [&[0, 5, 8, 0][..], &ipv4(ENGINE, 17, 0, &[], &udp(4789))[14..]].concat();
         let mut short_ihl = ipv4(ENGINE, 17, 0, &[], &udp(4789));
         short_ihl[14] = 0x44;
-        let cases: [(&str, Vec<u8>, SteeringStats); 20] = [
+        let cases: [(&str, Vec<u8>, SteeringStats); 29] = [
             ("VXLAN over IPv4", ipv4(ENGINE, 17, 0, &[], &udp(4789)), taken),
             ("VXLAN, don't fragment", ipv4(ENGINE, 17, 0x4000, &[], &udp(4789)), taken),
             ("VXLAN behind IPv4 options", ipv4(ENGINE, 17, 0, &[1; 8], &udp(4789)), taken),
@@ -131,6 +136,15 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
             ("VXLAN to an address that was taken away", ipv4([10, 9, 0, 77], 17, 0, &[], &udp(4789)), passed),
             ("VXLAN to another node", ipv4([10, 9, 0, 99], 17, 0, &[], &udp(4789)), passed),
             ("VXLAN to another node over IPv6", ipv6([0xfd; 16], 17, &udp(4789)), passed),
+            ("IPv4 in IPv4", ipv4(ENGINE, 4, 0, &[], &[0x45; 20]), taken),
+            ("IPv4 in IPv4 behind options", ipv4(ENGINE, 4, 0, &[1; 8], &[0x45; 20]), taken),
+            ("IPv4 in IPv4 to another node", ipv4([10, 9, 0, 99], 4, 0, &[], &[0x45; 20]), passed),
+            ("a fragment of IPv4 in IPv4", ipv4(ENGINE, 4, 0x2000, &[], &[0x45; 24]), passed),
+            ("a protocol that was taken away", ipv4(ENGINE, 47, 0, &[], &[0; 20]), passed),
+            ("to a pod, any protocol", ipv4([10, 244, 1, 255], 132, 0, &[], &[0; 20]), taken),
+            ("a fragment to a pod", ipv4([10, 244, 1, 7], 17, 0x0010, &[], &[0; 20]), taken),
+            ("beside the pods", ipv4([10, 244, 0, 255], 17, 0, &[], &udp(4789)), passed),
+            ("to pods that were taken away", ipv4([10, 244, 2, 7], 17, 0, &[], &udp(53)), passed),
             ("DNS", ipv4(ENGINE, 17, 0, &[], &udp(53)), passed),
             ("TCP to port 4789", ipv4(ENGINE, 6, 0, &[], &udp(4789)), passed),
             ("a first fragment", ipv4(ENGINE, 17, 0x2000, &[], &udp(4789)), passed),

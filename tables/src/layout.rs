@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 /// "FAIRWAY" and a kind of file.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"FAIRWAYT");
 /// Raised when the meaning of a field changes without changing its size.
-pub(crate) const ABI_VERSION: u64 = 1;
+pub(crate) const ABI_VERSION: u64 = 2;
 /// Bytes before the first table.
 pub(crate) const HEADER_LEN: usize = 4096;
 

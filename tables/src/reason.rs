@@ -39,7 +39,7 @@ reasons! {
     Martian = "martian",
     /// TTL or hop limit ran out.
     TtlExceeded = "ttl-exceeded",
-    /// A fragment, which the engine does not handle.
+    /// A fragment of an outer packet, or of one that would have to be translated.
     Fragment = "fragment",
     /// An IPv6 packet, where the node has no IPv6, or a tunnel over IPv6.
     Ipv6 = "ipv6",
@@ -67,6 +67,9 @@ reasons! {
     WrongVni = "wrong-vni",
     /// An encapsulated packet from an address that is no known node.
     UnknownVtep = "unknown-vtep",
+    /// A tunnel's packet that was marked as congested on the way, around one that cannot carry the mark (RFC 6040
+    /// section 4.2).
+    EcnLost = "ecn-lost",
     /// A TCP reset that belongs to no connection.
     StrayReset = "stray-reset",
     /// The connection table is full of what is worth more than a new flow.

@@ -90,11 +90,11 @@ pub struct Endpoint {
 }
 
 /// What to do with a packet that a route matches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum NextHopKind {
     /// The destination is a pod of this node: look it up as an [`Endpoint`].
     Local,
-    /// Encapsulate towards the remote node `addr`: look it up as a [`Tunnel`].
+    /// Encapsulate in VXLAN towards the remote node `addr`: look it up as a [`Tunnel`].
     Tunnel,
     /// Send through `port` to the neighbour `addr` (or to the destination itself where `addr` is
     /// unspecified), without encapsulation.
@@ -103,6 +103,19 @@ pub enum NextHopKind {
     Host,
     /// Drop, counted.
     Blackhole,
+    /// Encapsulate in IPv4 (RFC 2003) towards the remote node `addr`: look it up as a [`Tunnel`].
+    Ipip,
+    /// Put the bare IP packet into UDP, as Flannel's `udp` backend does, towards the remote node `addr`: look it up as a
+    /// [`Tunnel`].
+    UdpTunnel,
+}
+
+impl NextHopKind {
+    /// Whether the way leads through a [`Tunnel`], of whatever encapsulation.
+    #[inline]
+    pub fn is_tunnel(self) -> bool {
+        matches!(self, NextHopKind::Tunnel | NextHopKind::Ipip | NextHopKind::UdpTunnel)
+    }
 }
 
 /// The value of a route. Key: [`Prefix`](crate::Prefix).
@@ -132,12 +145,15 @@ impl NextHop {
             3 => Some(NextHopKind::Gateway),
             4 => Some(NextHopKind::Host),
             5 => Some(NextHopKind::Blackhole),
+            6 => Some(NextHopKind::Ipip),
+            7 => Some(NextHopKind::UdpTunnel),
             _ => None,
         }
     }
 }
 
-/// How packets reach a remote node. Key: the remote node's underlay [`Ip`] (its VTEP).
+/// How packets reach a remote node. Key: the remote node's underlay [`Ip`] (its VTEP). The route that leads here says
+/// which encapsulation is used; what only one of them needs is zero where none of the node's routes uses it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Tunnel {
@@ -147,7 +163,7 @@ pub struct Tunnel {
     pub next_hop: Ip,
     /// VXLAN network identifier, 24 bits (RFC 7348 section 5).
     pub vni: u32,
-    /// Outer UDP destination port; 4789 by RFC 7348, 8472 for Flannel.
+    /// Outer UDP destination port of VXLAN; 4789 by RFC 7348, 8472 for Flannel.
     pub udp_port: u16,
     /// Uplink through which the outer packet leaves.
     pub port: PortId,
@@ -230,6 +246,18 @@ pub struct Backend {
     pub flags: u16,
 }
 
+/// A VXLAN network, as a node takes part in it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Vxlan {
+    /// Network identifier that packets carry, 24 bits.
+    pub vni: u32,
+    /// UDP port on which they arrive; 0: there is no such network.
+    pub udp_port: u16,
+    /// This node's VTEP address: Ethernet destination that decapsulated frames must carry.
+    pub vtep_mac: Mac,
+}
+
 /// What holds for the whole node.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -245,11 +273,11 @@ pub struct Settings {
     pub gateway_ip6: Ip,
     /// As `router_ip`, for IPv6; unspecified on a node without IPv6 pods.
     pub router_ip6: Ip,
-    /// VXLAN network identifier that received packets must carry.
+    /// Network identifier that packets of the first VXLAN network must carry.
     pub vni: u32,
     /// Largest IP packet that a pod may send so that its encapsulated form fits the uplink.
     pub pod_mtu: u32,
-    /// UDP port on which tunnels arrive.
+    /// UDP port on which the first VXLAN network's packets arrive.
     pub vxlan_port: u16,
     /// The uplink's port, or [`PortId::NONE`].
     pub uplink: PortId,
@@ -259,6 +287,17 @@ pub struct Settings {
     pub gateway_mac: Mac,
     /// This node's VTEP address: Ethernet destination that decapsulated frames must carry.
     pub vtep_mac: Mac,
-    /// Zero.
-    pub reserved: [u8; 6],
+    /// UDP port of bare IP packets, on every node (8285 for Flannel's `udp` backend); 0: none are taken.
+    pub udp_tunnel_port: u16,
+    /// Bits: [`Settings::TAKES_IPIP`], [`Settings::TAKES_DIRECT`].
+    pub takes: u32,
+    /// A second VXLAN network, of another layout than the first.
+    pub second_vxlan: Vxlan,
+}
+
+impl Settings {
+    /// IP in IPv4 addressed to this node is taken from the uplink.
+    pub const TAKES_IPIP: u32 = 1;
+    /// Packets to this node's pods are taken from the uplink without encapsulation.
+    pub const TAKES_DIRECT: u32 = 2;
 }

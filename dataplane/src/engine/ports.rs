@@ -2,11 +2,12 @@
 
 use super::resume::Resumed;
 use crate::crew::Crew;
+use crate::wire::proto;
 use crate::worker::PollMode;
 use fairway_pmd::Queue;
 use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
 use fairway_pmd::steering::{LinkState, PortClass, Steering, SteeringError};
-use fairway_tables::{OpenError, Port, PortId, PortKind, Reader};
+use fairway_tables::{NextHopKind, OpenError, Port, PortId, PortKind, Reader, Settings, View};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
@@ -44,6 +45,15 @@ pub(super) fn class_of(kind: PortKind) -> PortClass {
         PortKind::Pod => PortClass::Pod,
         PortKind::Host => PortClass::Host,
     }
+}
+
+/// The prefixes of this node's pods, if packets to them come without encapsulation.
+fn direct_prefixes(view: View<'_>) -> Vec<(IpAddr, u8)> {
+    if view.settings().takes & Settings::TAKES_DIRECT == 0 {
+        return Vec::new();
+    }
+    let local = view.routes().filter(|(_, hop)| hop.kind() == Some(NextHopKind::Local));
+    local.map(|(prefix, _)| (prefix.addr().into(), prefix.len())).collect()
 }
 
 /// What is open.
@@ -84,8 +94,7 @@ impl Ports {
             self.retry_at = Instant::now() + RETRY;
             let view = self.tables.view();
             let wanted: BTreeMap<PortId, Port> = view.ports().collect();
-            let settings = view.settings();
-            self.steer(settings.node_ip.into(), settings.vxlan_port);
+            self.steer(&view.settings(), &direct_prefixes(view));
             self.close_unwanted(&wanted, crew);
             for (id, port) in wanted {
                 if !self.open.contains_key(&id) {
@@ -110,9 +119,19 @@ impl Ports {
         crew.change_tables(|| Reader::open(run_dir, "worker"))
     }
 
-    fn steer(&mut self, node: IpAddr, vxlan_port: u16) {
-        if let Err(error) = self.steering.set_node(&[node], &[vxlan_port]) {
-            tracing::error!(%error, "tunnels are not steered to the engine");
+    /// Has uplinks take what the node's settings say.
+    fn steer(&mut self, settings: &Settings, pods: &[(IpAddr, u8)]) {
+        let ports = [settings.vxlan_port, settings.second_vxlan.udp_port, settings.udp_tunnel_port];
+        let ports: Vec<u16> = ports.into_iter().filter(|port| *port != 0).collect();
+        let ipip = settings.takes & Settings::TAKES_IPIP != 0;
+        let protocols: &[u8] = if ipip { &[proto::IPIP] } else { &[] };
+        let steered = self
+            .steering
+            .set_node(&[settings.node_ip.into()], &ports)
+            .and_then(|()| self.steering.set_protocols(protocols))
+            .and_then(|()| self.steering.set_pod_prefixes(pods));
+        if let Err(error) = steered {
+            tracing::error!(%error, "not all packets from other nodes are steered to the engine");
         }
     }
 
@@ -171,9 +190,10 @@ impl Ports {
 
     /// Goes on with what a former image of this process had open and the workers serve already.
     pub(super) fn take_over(&mut self, resumed: Vec<Resumed>, crew: &Crew) {
-        let settings = self.tables.view().settings();
+        let view = self.tables.view();
+        let (settings, pods) = (view.settings(), direct_prefixes(view));
         // First, so that no tunnel passes to the kernel when the uplink's program is exchanged.
-        self.steer(settings.node_ip.into(), settings.vxlan_port);
+        self.steer(&settings, &pods);
         for Resumed { id, port, state, link, sockets } in resumed {
             match self.steering.adopt(port.ifname(), &state, link, &sockets) {
                 Ok(()) => {

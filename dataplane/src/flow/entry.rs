@@ -33,7 +33,7 @@ pub trait Flow: Pod {
 pub struct Binding {
     /// The [`Freshness`](crate::Freshness) stamp under which the entry was compiled.
     pub stamp: u32,
-    /// [`Binding::NAT`], [`Binding::ENCAP`], [`Binding::REPLY`]; in the upper half the [`Dependency`].
+    /// [`Binding::NAT`], [`Binding::REPLY`], at most one encapsulation; in the upper half the [`Dependency`].
     pub flags: u32,
     /// The connection in the connection table.
     pub conn: u32,
@@ -54,10 +54,16 @@ pub struct Binding {
 impl Binding {
     /// Addresses or ports change.
     pub const NAT: u32 = 1;
-    /// The template is an encapsulation.
-    pub const ENCAP: u32 = 2;
+    /// Encapsulated in VXLAN.
+    pub const VXLAN: u32 = 2;
     /// The flow is its connection's reply direction.
     pub const REPLY: u32 = 4;
+    /// Encapsulated in IPv4.
+    pub const IPIP: u32 = 8;
+    /// Encapsulated in UDP without further header.
+    pub const UDP_TUNNEL: u32 = 16;
+    /// All encapsulations.
+    pub const ENCAPSULATIONS: u32 = Self::VXLAN | Self::IPIP | Self::UDP_TUNNEL;
     /// No connection stands behind the flow.
     pub const NO_CONNECTION: u32 = u32::MAX;
 
@@ -81,7 +87,7 @@ impl Binding {
     }
 }
 
-/// What identifies a flow on this worker: the IPv4 5-tuple and where it came in. Fields are raw.
+/// What identifies a flow on this worker: the IPv4 5-tuple (of fragments without ports) and where it came in. Fields are raw.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct FlowKey {
@@ -91,7 +97,7 @@ pub struct FlowKey {
     pub dst: u32,
     /// Source and destination port; ICMP echo has its identifier twice, other protocols zero.
     pub ports: u32,
-    /// Protocol, ingress port, and a bit that is always set: zero is no key.
+    /// Protocol, ingress port, whether it is a fragment, and a bit that is always set: zero is no key.
     meta: u32,
     /// Outer source address of a packet from a tunnel, so that an entry vouches for the node it came from.
     pub outer: u32,
@@ -111,6 +117,20 @@ impl FlowKey {
     #[inline]
     pub fn proto(&self) -> u8 {
         self.meta as u8
+    }
+
+    const FRAGMENT: u32 = 1 << 30;
+
+    /// The key of fragments between the same addresses.
+    #[inline]
+    pub fn of_fragment(self) -> FlowKey {
+        FlowKey { meta: self.meta | Self::FRAGMENT, ..self }
+    }
+
+    /// Whether the packet is a fragment.
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        self.meta & Self::FRAGMENT != 0
     }
 
     /// Whether the packet came through a tunnel.

@@ -32,6 +32,12 @@ impl FlowKey6 {
     pub fn proto(&self) -> u8 {
         self.meta as u8
     }
+
+    /// Whether the packet came through a tunnel.
+    #[inline]
+    pub fn is_tunnelled(&self) -> bool {
+        (self.meta >> 8) as u16 == super::FlowKey::TUNNEL
+    }
 }
 
 /// What to do with the packets of one IPv6 flow.

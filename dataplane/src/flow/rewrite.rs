@@ -3,7 +3,7 @@
 
 use super::{Binding, FlowEntry, Template};
 use crate::parse::Parsed;
-use crate::wire::{ETH_LEN, checksum, ipv4, proto, put_raw16, put_raw32, raw16, vxlan};
+use crate::wire::{ETH_LEN, checksum, ipip, ipv4, proto, put_raw16, put_raw32, raw16, udp_tunnel, vxlan};
 use fairway_pmd::Frame;
 use fairway_tables::DropReason;
 
@@ -29,32 +29,56 @@ pub fn apply(
     // Leaves Ethernet padding behind.
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));
     rewrite_ip(frame.bytes_mut(), parsed, entry)?;
-    put_in_front(frame, template, &entry.binding, parsed.ip_len)
+    put_in_front(frame, template, &entry.binding, parsed.ip_len, |ip| ip[1])
 }
 
-/// Puts the template's bytes before an IP packet of `ip_len` bytes that has an Ethernet header already.
+/// Puts the template's bytes before an IP packet of `ip_len` bytes that has an Ethernet header already. `tos` reads the
+/// type of service (the traffic class) from the start of the IP header.
 #[inline(always)]
 pub(super) fn put_in_front(
     frame: &mut Frame,
     template: &Template,
     binding: &Binding,
     ip_len: u16,
+    tos: impl FnOnce(&[u8; 2]) -> u8,
 ) -> Result<(), DropReason> {
-    if binding.flags & Binding::ENCAP == 0 {
-        let Some(ethernet) = frame.bytes_mut().first_chunk_mut::<ETH_LEN>() else {
-            return Err(DropReason::Truncated);
-        };
-        ethernet.copy_from_slice(&template.0[..ETH_LEN]);
-        return Ok(());
+    let encapsulation = binding.flags & Binding::ENCAPSULATIONS;
+    if encapsulation == 0 {
+        return put(frame, 0, template, |_: &mut [u8; ETH_LEN]| {});
     }
-    if !frame.prepend(vxlan::OVERHEAD) {
+    let ip = frame.bytes().get(ETH_LEN..).and_then(|ip| ip.first_chunk());
+    let tos = tos(ip.ok_or(DropReason::Truncated)?);
+    match encapsulation {
+        Binding::VXLAN => put(frame, vxlan::OVERHEAD, template, |header| {
+            vxlan::complete(header, ip_len, tos, binding.entropy);
+        }),
+        Binding::IPIP => put(frame, ipip::OVERHEAD, template, |header| {
+            ipip::complete(header, ip_len, tos);
+        }),
+        _ => put(frame, udp_tunnel::OVERHEAD, template, |header| {
+            udp_tunnel::complete(header, ip_len, tos, binding.entropy);
+        }),
+    }
+}
+
+/// Puts the first `N` bytes of a template, completed, over the frame's front made `overhead` bytes longer.
+#[inline(always)]
+fn put<const N: usize>(
+    frame: &mut Frame,
+    overhead: usize,
+    template: &Template,
+    complete: impl FnOnce(&mut [u8; N]),
+) -> Result<(), DropReason> {
+    if overhead != 0 && !frame.prepend(overhead) {
         return Err(DropReason::NoHeadroom);
     }
-    let Some(header) = frame.bytes_mut().first_chunk_mut::<{ vxlan::HEADER_LEN }>() else {
+    let (Some(header), Some(bytes)) =
+        (frame.bytes_mut().first_chunk_mut::<N>(), template.0.first_chunk::<N>())
+    else {
         return Err(DropReason::Truncated);
     };
-    *header = template.0;
-    vxlan::complete(header, ip_len, binding.entropy);
+    *header = *bytes;
+    complete(header);
     Ok(())
 }
 

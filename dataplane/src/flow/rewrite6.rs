@@ -26,7 +26,7 @@ pub fn apply6(
     // Leaves Ethernet padding behind.
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));
     rewrite_ip(frame.bytes_mut(), parsed, entry)?;
-    put_in_front(frame, template, &entry.binding, parsed.ip_len)
+    put_in_front(frame, template, &entry.binding, parsed.ip_len, |ip| ip[0] << 4 | ip[1] >> 4)
 }
 
 #[inline(always)]

@@ -1,14 +1,15 @@
 //! What goes in front of a packet, prepared once per destination: an Ethernet header, or a whole VXLAN
 //! encapsulation. A worker has few templates (pods here, nodes there), so they stay in its L1 and L2 caches.
 
-use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, put16, vxlan};
-use fairway_tables::{Ip, Mac, PortId};
+use super::Binding;
+use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ipip, put16, udp_tunnel, vxlan};
+use fairway_tables::{Ip, Mac, NextHopKind, PortId};
 use std::collections::HashMap;
 
 /// Index of a template.
 pub type TemplateId = u16;
 
-/// One cache line of header bytes: 64 for an encapsulation, 14 for Ethernet alone.
+/// One cache line of header bytes: 64 for VXLAN, 42 for bare IP in UDP, 34 for IPv4 in IPv4, 14 for Ethernet alone.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Template(pub [u8; vxlan::HEADER_LEN]);
@@ -23,16 +24,37 @@ impl Template {
         Template(bytes)
     }
 
-    /// The same for IPv6 packets; `encapsulates` tells whether it is a whole encapsulation.
-    pub fn for_ipv6(mut self, encapsulates: bool) -> Template {
-        let end = if encapsulates { vxlan::HEADER_LEN } else { ETH_LEN };
-        put16(&mut self.0, end - 2, ETHERTYPE_IPV6);
-        self
+    /// The same for IPv6 packets; `encapsulation` is the flag of a flow entry, or 0. `None` if that carries no IPv6.
+    pub fn for_ipv6(mut self, encapsulation: u32) -> Option<Template> {
+        match encapsulation {
+            0 => put16(&mut self.0, ETH_LEN - 2, ETHERTYPE_IPV6),
+            Binding::VXLAN => put16(&mut self.0, vxlan::HEADER_LEN - 2, ETHERTYPE_IPV6),
+            // The inner header itself says which it is.
+            Binding::UDP_TUNNEL => {}
+            _ => return None,
+        }
+        Some(self)
     }
 
-    /// An encapsulation.
+    /// VXLAN.
     pub fn vxlan(encap: &vxlan::Encap) -> Template {
         Template(encap.template())
+    }
+
+    /// IPv4 in IPv4.
+    pub fn ipip(outer: &ipip::Outer) -> Template {
+        Template::padded(&outer.template())
+    }
+
+    /// A bare IP packet in UDP to this port.
+    pub fn udp_tunnel(outer: &ipip::Outer, udp_port: u16) -> Template {
+        Template::padded(&udp_tunnel::template(outer, udp_port))
+    }
+
+    fn padded(header: &[u8]) -> Template {
+        let mut bytes = [0; vxlan::HEADER_LEN];
+        bytes[..header.len()].copy_from_slice(header);
+        Template(bytes)
     }
 }
 
@@ -50,8 +72,8 @@ pub enum Family {
 pub enum TemplateKey {
     /// A pod of this node.
     Pod(Ip),
-    /// A remote node.
-    Node(Ip),
+    /// A remote node, by one of its encapsulations.
+    Node(Ip, NextHopKind),
     /// A neighbour on a link.
     Neighbour(Ip, PortId),
     /// The host's own stack.

@@ -1,7 +1,8 @@
 //! Packets as bytes, with right checksums.
 
 use crate::wire::{
-    self, ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, TCP_LEN, UDP_LEN, checksum, icmp, ipv4, proto, put16, vxlan,
+    self, ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, TCP_LEN, UDP_LEN, checksum, icmp, ipip, ipv4, proto, put16,
+    udp_tunnel, vxlan,
 };
 use fairway_tables::Mac;
 
@@ -93,9 +94,51 @@ pub fn encapsulate(encap: &vxlan::Encap, inner: &[u8], entropy: u16) -> Vec<u8> 
     // Of whatever family.
     frame[vxlan::HEADER_LEN - 2..vxlan::HEADER_LEN].copy_from_slice(&inner[ETH_LEN - 2..ETH_LEN]);
     if let Some(header) = frame.first_chunk_mut() {
-        vxlan::complete(header, (inner.len() - ETH_LEN) as u16, entropy);
+        vxlan::complete(header, (inner.len() - ETH_LEN) as u16, inner[ETH_LEN + 1], entropy);
     }
     frame
+}
+
+/// Puts the IP packet of a frame into IPv4.
+pub fn into_ipip(outer: &ipip::Outer, inner: &[u8]) -> Vec<u8> {
+    let mut header = outer.template();
+    ipip::complete(&mut header, (inner.len() - ETH_LEN) as u16, inner[ETH_LEN + 1]);
+    [&header, &inner[ETH_LEN..]].concat()
+}
+
+/// Puts the IP packet of a frame into UDP without further header.
+pub fn into_udp(outer: &ipip::Outer, udp_port: u16, inner: &[u8], entropy: u16) -> Vec<u8> {
+    let mut header = udp_tunnel::template(outer, udp_port);
+    udp_tunnel::complete(&mut header, (inner.len() - ETH_LEN) as u16, inner[ETH_LEN + 1], entropy);
+    [&header, &inner[ETH_LEN..]].concat()
+}
+
+/// Cuts the IP packet of a frame into fragments with at most this many bytes of payload each, a multiple of 8.
+pub fn fragments(frame: &[u8], payload_len: usize) -> Vec<Vec<u8>> {
+    let (headers, payload) = frame.split_at(ETH_LEN + ipv4::LEN);
+    let parts = payload.chunks(payload_len).enumerate().map(|(index, part)| {
+        let at = index * payload_len;
+        let more = if at + part.len() < payload.len() { 0x2000 } else { 0 };
+        let mut out = [headers, part].concat();
+        put16(&mut out, ETH_LEN + 2, (ipv4::LEN + part.len()) as u16);
+        put16(&mut out, ETH_LEN + 6, more | (at / 8) as u16);
+        mend_ip_checksum(&mut out);
+        out
+    });
+    parts.collect()
+}
+
+/// Sets the type of service (DSCP and ECN) of the IPv4 header that begins at `at` of a frame.
+pub fn set_tos(frame: &mut [u8], at: usize, tos: u8) {
+    frame[at + 1] = tos;
+    mend_ip_checksum(&mut frame[at - ETH_LEN..]);
+}
+
+fn mend_ip_checksum(frame: &mut [u8]) {
+    let ip = &mut frame[ETH_LEN..ETH_LEN + ipv4::LEN];
+    wire::put_raw16(ip, ipv4::CHECKSUM, 0);
+    let sum = checksum::checksum(ip);
+    wire::put_raw16(ip, ipv4::CHECKSUM, sum);
 }
 
 /// An ARP request, broadcast.

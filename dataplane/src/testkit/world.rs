@@ -3,12 +3,13 @@
 use super::packet::Headers;
 use super::packet6::Headers6;
 use crate::conntrack::{Conntrack, Timeouts};
+use crate::wire::ipip::Outer;
 use crate::wire::vxlan::Encap;
 use crate::{Now, TxBatches, WorkerState, process};
 use fairway_pmd::{Burst, FrameCache, Umem, UmemConfig};
 use fairway_tables::{
     Backend, Capacities, Endpoint, Ip, Mac, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port, PortId,
-    PortKind, Prefix, Reader, ReaderFactory, Service, ServiceKey, Settings, Tables, Tunnel, Writer,
+    PortKind, Prefix, Reader, ReaderFactory, Service, ServiceKey, Settings, Tables, Tunnel, Vxlan, Writer,
 };
 
 /// How large the world is.
@@ -74,6 +75,10 @@ pub mod addr {
     pub const VTEP: Mac = Mac([2, 0, 0, 0, 1, 1]);
     /// VXLAN network identifier.
     pub const VNI: u32 = 4096;
+    /// A second VXLAN network, in Flannel's layout.
+    pub const SECOND_VXLAN: Vxlan = Vxlan { vni: 1, udp_port: 8472, vtep_mac: Mac([2, 0, 0, 0, 3, 1]) };
+    /// UDP port of bare IP packets.
+    pub const UDP_TUNNEL_PORT: u16 = 8285;
 
     /// Port of local pod `n`.
     pub fn pod_port(n: u16) -> PortId {
@@ -124,6 +129,16 @@ pub mod addr {
             inner_src_mac: node_vtep(n),
             inner_dst_mac: VTEP,
         }
+    }
+
+    /// The underlay's headers from remote node `n` to this one.
+    pub fn outer_from(n: u8) -> Outer {
+        Outer { src_mac: node_mac(n), dst_mac: UPLINK_MAC, local: node(n), remote: NODE }
+    }
+
+    /// Headers of a packet that a remote pod sends without encapsulation, through node `n`.
+    pub fn directly_from(n: u8, src: [u8; 4], dst: [u8; 4]) -> Headers {
+        Headers { dst_mac: UPLINK_MAC, src_mac: node_mac(n), src, dst, ttl: 63 }
     }
 
     /// Headers of a packet that local pod `n` sends.
@@ -188,7 +203,9 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
             host: addr::HOST,
             gateway_mac: addr::GATEWAY_MAC,
             vtep_mac: addr::VTEP,
-            reserved: [0; 6],
+            udp_tunnel_port: addr::UDP_TUNNEL_PORT,
+            takes: Settings::TAKES_IPIP | Settings::TAKES_DIRECT,
+            second_vxlan: addr::SECOND_VXLAN,
         }),
         Op::SetPort(addr::UPLINK, mac_port("uplink0", PortKind::Uplink, 1500, addr::UPLINK_MAC, Mac::ZERO)),
         Op::SetPort(
@@ -261,6 +278,13 @@ impl World {
             now: Now { seconds: 1000 },
             umem,
         }
+    }
+
+    /// Changes how packets go to the pods of remote node `n`.
+    pub fn set_way(&mut self, n: u8, kind: NextHopKind) {
+        let prefix = Prefix::new(Ip::v4(addr::remote_pod(n, 0)), 24).expect("the length is valid");
+        let port = if kind == NextHopKind::Gateway { addr::UPLINK } else { PortId::NONE };
+        self.apply(Op::SetRoute(prefix, NextHop::new(kind, Ip::v4(addr::node(n)), port)));
     }
 
     /// Adds or replaces a service.

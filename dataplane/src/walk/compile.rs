@@ -46,7 +46,8 @@ pub(crate) fn compile6(
     if bound.leaves.src.is_v4() || bound.leaves.dst.is_v4() {
         return Err(DropReason::NoRoute);
     }
-    let template = template(worker, way, Family::V6, way.template.for_ipv6(way.encapsulates))?;
+    let bytes = way.template.for_ipv6(way.encapsulation).ok_or(DropReason::NoRoute)?;
+    let template = template(worker, way, Family::V6, bytes)?;
     let new_ports = ports(bound, parsed.key.ports);
     let delta = checksum::delta(&parsed.key.src, &new_src)
         + checksum::delta(&parsed.key.dst, &new_dst)
@@ -88,12 +89,9 @@ fn binding(
     hash: u64,
     now: Now,
 ) -> Binding {
-    let mut flags = Binding::depends_on(bound.dependency);
+    let mut flags = Binding::depends_on(bound.dependency) | way.encapsulation;
     if bound.arrives != bound.leaves {
         flags |= Binding::NAT;
-    }
-    if way.encapsulates {
-        flags |= Binding::ENCAP;
     }
     if matches!(bound.conn, Some((_, Direction::Reply))) {
         flags |= Binding::REPLY;

@@ -31,6 +31,20 @@ pub(super) fn untracked(tuple: Tuple) -> Bound {
     Bound { arrives: tuple, leaves: tuple, conn: None, dependency: Dependency::NONE }
 }
 
+/// Refuses the first fragment of a datagram that belongs to a service or to a translated connection: the fragments after
+/// it could not be translated, for they have no ports.
+pub(super) fn check_untranslated(
+    worker: &WorkerState,
+    tables: View<'_>,
+    tuple: &Tuple,
+) -> Result<(), DropReason> {
+    let translated = worker.conntrack.lookup(tuple).is_some_and(|found| found.translated() != *tuple);
+    if translated || service::find(tables, tuple).is_some() {
+        return Err(DropReason::Fragment);
+    }
+    Ok(())
+}
+
 pub(super) fn find_or_begin(
     worker: &mut WorkerState,
     tables: View<'_>,

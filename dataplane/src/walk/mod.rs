@@ -30,7 +30,7 @@ pub(crate) enum Outcome<E> {
     Gateway,
 }
 
-/// Walks a packet that belongs to a connection, which is found or begun.
+/// Walks a packet that belongs to a connection, which is found or begun, or a fragment, which belongs to none.
 pub(crate) fn walk<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
@@ -42,13 +42,17 @@ pub(crate) fn walk<P: Parcel>(
     if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    let bound = connection::find_or_begin(worker, tables, packet, now)?;
+    let bound = if packet.is_fragment() {
+        connection::untracked(packet.tuple())
+    } else {
+        connection::find_or_begin(worker, tables, packet, now)?
+    };
     let way = route::resolve(tables, ingress, bound.leaves.dst)?;
     packet.compile(worker, &bound, &way, now).map(Outcome::Forward)
 }
 
-/// Walks a packet that begins no connection: an ICMP message other than echo. An ICMP error is translated in
-/// place if the packet that it quotes was; `packet` then tells of its new addresses.
+/// Walks a packet that begins no connection: the first fragment of a datagram, or an ICMP message other than echo. An
+/// ICMP error is translated in place if the packet that it quotes was; `packet` then tells of its new addresses.
 pub(crate) fn walk_single<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
@@ -61,7 +65,11 @@ pub(crate) fn walk_single<P: Parcel>(
     if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    packet.translate(worker, frame)?;
+    if packet.is_fragment() {
+        connection::check_untranslated(worker, tables, &packet.tuple())?;
+    } else {
+        packet.translate(worker, frame)?;
+    }
     way_of(worker, tables, ingress, packet, now).map(Outcome::Forward)
 }
 

@@ -1,9 +1,9 @@
 //! Where a packet leaves, and what goes in front of it: longest prefix match, then pod, tunnel or neighbour.
 
-use crate::flow::{Template, TemplateKey};
+use crate::flow::{Binding, Template, TemplateKey};
 use crate::parse::Ingress;
-use crate::wire::vxlan;
-use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, Port, PortId, PortKind, Settings, View};
+use crate::wire::{ipip, udp_tunnel, vxlan};
+use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, Port, PortId, PortKind, Settings, Tunnel, View};
 
 /// A resolved way out.
 pub(crate) struct Way {
@@ -15,16 +15,19 @@ pub(crate) struct Way {
     pub(crate) key: TemplateKey,
     /// The bytes to put in front.
     pub(crate) template: Template,
-    /// Whether they are an encapsulation.
-    pub(crate) encapsulates: bool,
+    /// Which encapsulation they are: the flag of a flow entry, or 0.
+    pub(crate) encapsulation: u32,
 }
 
 pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, dst: Ip) -> Result<Way, DropReason> {
     let hop = tables.route(dst).ok_or(DropReason::NoRoute)?;
     let settings = tables.settings();
-    match hop.kind().ok_or(DropReason::NoRoute)? {
+    let kind = hop.kind().ok_or(DropReason::NoRoute)?;
+    match kind {
         NextHopKind::Local => local(tables, &settings, dst),
-        NextHopKind::Tunnel => tunnel(tables, hop.addr),
+        NextHopKind::Tunnel | NextHopKind::Ipip | NextHopKind::UdpTunnel => {
+            tunnel(tables, &settings, hop.addr, kind)
+        }
         NextHopKind::Gateway => gateway(tables, &hop, dst),
         NextHopKind::Host => host(tables, &settings, ingress),
         NextHopKind::Blackhole => Err(DropReason::Blackhole),
@@ -43,34 +46,46 @@ fn local(tables: View<'_>, settings: &Settings, dst: Ip) -> Result<Way, DropReas
         mtu: port.mtu,
         key: TemplateKey::Pod(dst),
         template: Template::ethernet(endpoint.mac, settings.gateway_mac),
-        encapsulates: false,
+        encapsulation: 0,
     })
 }
 
-fn tunnel(tables: View<'_>, node: Ip) -> Result<Way, DropReason> {
+fn tunnel(tables: View<'_>, settings: &Settings, node: Ip, kind: NextHopKind) -> Result<Way, DropReason> {
     let tunnel = tables.tunnel(node).ok_or(DropReason::NoTunnel)?;
     let port = open_port(tables, tunnel.port)?;
     let neighbour = tables.neighbour(tunnel.next_hop, tunnel.port).ok_or(DropReason::NoNeighbour)?;
     let (Some(local), Some(remote)) = (tunnel.local.as_v4(), node.as_v4()) else {
         return Err(DropReason::NoTunnel);
     };
-    let encap = vxlan::Encap {
-        outer_src_mac: port.mac,
-        outer_dst_mac: neighbour.mac,
-        local,
-        remote,
+    let outer = ipip::Outer { src_mac: port.mac, dst_mac: neighbour.mac, local, remote };
+    let (encapsulation, overhead, template) = match kind {
+        NextHopKind::Ipip => (Binding::IPIP, ipip::OVERHEAD, Template::ipip(&outer)),
+        NextHopKind::UdpTunnel => {
+            let template = Template::udp_tunnel(&outer, settings.udp_tunnel_port);
+            (Binding::UDP_TUNNEL, udp_tunnel::OVERHEAD, template)
+        }
+        _ => (Binding::VXLAN, vxlan::OVERHEAD, Template::vxlan(&vxlan_encap(&outer, &tunnel))),
+    };
+    Ok(Way {
+        port: tunnel.port,
+        mtu: port.mtu.saturating_sub(overhead as u32),
+        key: TemplateKey::Node(node, kind),
+        template,
+        encapsulation,
+    })
+}
+
+fn vxlan_encap(outer: &ipip::Outer, tunnel: &Tunnel) -> vxlan::Encap {
+    vxlan::Encap {
+        outer_src_mac: outer.src_mac,
+        outer_dst_mac: outer.dst_mac,
+        local: outer.local,
+        remote: outer.remote,
         udp_port: tunnel.udp_port,
         vni: tunnel.vni,
         inner_src_mac: tunnel.local_mac,
         inner_dst_mac: tunnel.remote_mac,
-    };
-    Ok(Way {
-        port: tunnel.port,
-        mtu: port.mtu.saturating_sub(vxlan::OVERHEAD as u32),
-        key: TemplateKey::Node(node),
-        template: Template::vxlan(&encap),
-        encapsulates: true,
-    })
+    }
 }
 
 fn gateway(tables: View<'_>, hop: &NextHop, dst: Ip) -> Result<Way, DropReason> {
@@ -82,7 +97,7 @@ fn gateway(tables: View<'_>, hop: &NextHop, dst: Ip) -> Result<Way, DropReason> 
         mtu: port.mtu,
         key: TemplateKey::Neighbour(next, hop.port),
         template: Template::ethernet(neighbour.mac, port.mac),
-        encapsulates: false,
+        encapsulation: 0,
     })
 }
 
@@ -97,6 +112,6 @@ fn host(tables: View<'_>, settings: &Settings, ingress: &Ingress) -> Result<Way,
         mtu: port.mtu,
         key: TemplateKey::Host,
         template: Template::ethernet(port.peer_mac, settings.gateway_mac),
-        encapsulates: false,
+        encapsulation: 0,
     })
 }

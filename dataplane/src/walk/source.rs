@@ -4,10 +4,10 @@ use crate::conntrack::Tuple;
 use crate::family::Parcel;
 use crate::parse::Ingress;
 use crate::wire::{ipv4, ipv6};
-use fairway_tables::{DropReason, Ip, NextHopKind, PortKind, View};
+use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, PortKind, View};
 
-/// Refuses martians, pods that send from an address not theirs, nodes that send for pods not theirs, and a
-/// host that sends from a pod's address.
+/// Refuses martians, pods that send from an address not theirs, nodes that send for pods not theirs through a tunnel,
+/// a host that sends from a pod's address, and what comes without encapsulation where it is due, or in transit.
 pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -> Result<(), DropReason> {
     let Tuple { src, dst, .. } = packet.tuple();
     if is_martian(src) || is_martian(dst) {
@@ -16,13 +16,19 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -
     let honest = match ingress.kind {
         PortKind::Pod => tables.endpoint(src).is_some_and(|endpoint| endpoint.port == ingress.port),
         PortKind::Host => tables.endpoint(src).is_none(),
-        PortKind::Uplink => {
-            let node = Ip::v4(packet.outer().to_ne_bytes());
-            if tables.tunnel(node).is_none() {
-                return Err(DropReason::UnknownVtep);
+        PortKind::Uplink => match packet.outer() {
+            Some(outer) => {
+                let node = Ip::v4(outer.to_ne_bytes());
+                if tables.tunnel(node).is_none() {
+                    return Err(DropReason::UnknownVtep);
+                }
+                let way_back =
+                    |hop: NextHop| hop.kind().is_some_and(NextHopKind::is_tunnel) && hop.addr == node;
+                tables.route(src).is_some_and(way_back)
             }
-            tables.route(src).is_some_and(|hop| hop.kind() == Some(NextHopKind::Tunnel) && hop.addr == node)
-        }
+            None if is_for_this_node(tables, dst) => comes_directly(tables, ingress, src),
+            None => return Err(DropReason::NotForUs),
+        },
     };
     if honest { Ok(()) } else { Err(DropReason::SpoofedSource) }
 }
@@ -33,4 +39,21 @@ fn is_martian(ip: Ip) -> bool {
         Some(octets) => ipv4::is_martian(u32::from_ne_bytes(octets)),
         None => ipv6::is_martian(&ip.0),
     }
+}
+
+/// Whether packets to `dst` go to a pod of this node, or to the node itself.
+fn is_for_this_node(tables: View<'_>, dst: Ip) -> bool {
+    let kind = tables.route(dst).and_then(|hop| hop.kind());
+    matches!(kind, Some(NextHopKind::Local | NextHopKind::Host))
+}
+
+/// Whether packets from `src` may come in by the uplink without encapsulation: those of pods to which packets leave so
+/// too, and of stations outside the cluster. This node's own addresses and pods are not there.
+fn comes_directly(tables: View<'_>, ingress: &Ingress, src: Ip) -> bool {
+    let settings = tables.settings();
+    tables.route(src).is_some_and(|hop| match hop.kind() {
+        Some(NextHopKind::Gateway) => hop.port == ingress.port,
+        Some(NextHopKind::Host) => src != settings.node_ip && src != settings.router_ip,
+        _ => false,
+    })
 }

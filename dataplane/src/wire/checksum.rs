@@ -58,6 +58,14 @@ pub fn update(field: u16, delta: u16) -> u16 {
     !(((sum & 0xffff) + (sum >> 16)) as u16)
 }
 
+/// Applies two deltas to a checksum field.
+#[inline(always)]
+pub fn update2(field: u16, first: u16, second: u16) -> u16 {
+    let sum = u32::from(!field) + u32::from(first) + u32::from(second);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(((sum & 0xffff) + (sum >> 16)) as u16)
+}
+
 /// The sum of the pseudo-header of TCP and UDP over IPv4 (RFC 9293 section 3.1): raw addresses, protocol,
 /// length of the TCP or UDP packet in bytes.
 pub fn pseudo_header_v4(src: u32, dst: u32, proto: u8, len: u16) -> u64 {

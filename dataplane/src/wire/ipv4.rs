@@ -60,6 +60,18 @@ impl<'a> Header<'a> {
         be16(self.bytes, 6) & 0x3fff != 0
     }
 
+    /// Whether this is a fragment other than the first, which holds no transport header.
+    #[inline]
+    pub fn is_later_fragment(&self) -> bool {
+        be16(self.bytes, 6) & 0x1fff != 0
+    }
+
+    /// Type of service: DSCP (RFC 2474), then ECN (RFC 3168) in the two low bits.
+    #[inline]
+    pub fn tos(&self) -> u8 {
+        self.bytes[1]
+    }
+
     /// Time to live.
     #[inline]
     pub fn ttl(&self) -> u8 {
@@ -124,6 +136,31 @@ impl Repr {
         let sum = checksum::checksum(out);
         out[10..12].copy_from_slice(&sum.to_ne_bytes());
     }
+}
+
+/// The outer header of a tunnel, without what differs from packet to packet: length and type of service are zero, and
+/// the checksum is computed so that [`complete_outer`] has but to add them. TTL 64, and never fragmented: the engine
+/// checks what fits before it encapsulates (RFC 2003 section 3.1, RFC 7348 section 4.3); so the identification may
+/// stay zero (RFC 6864 section 4.1).
+pub fn outer_template(src: [u8; 4], dst: [u8; 4], proto: u8) -> [u8; LEN] {
+    let mut out = [0; LEN];
+    Repr { src, dst, proto, ttl: 64, payload_len: 0, dont_fragment: true }.emit(&mut out);
+    out[2..4].fill(0);
+    out[CHECKSUM..CHECKSUM + 2].fill(0);
+    let sum = checksum::checksum(&out);
+    out[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum.to_ne_bytes());
+    out
+}
+
+/// Completes an outer header that begins at `at` of a copied template: total length in bytes, and the inner packet's
+/// type of service, both DSCP (RFC 2003 section 3.1) and ECN (RFC 6040 section 4.1, normal mode).
+#[inline(always)]
+pub fn complete_outer(header: &mut [u8], at: usize, total_len: u16, tos: u8) {
+    header[at + 1] = tos;
+    super::put16(header, at + 2, total_len);
+    let (length, service) = (total_len.to_be(), u16::from_ne_bytes([0, tos]));
+    let sum = checksum::update2(super::raw16(header, at + CHECKSUM), length, service);
+    super::put_raw16(header, at + CHECKSUM, sum);
 }
 
 /// Whether no packet to forward may have this raw source or destination (RFC 1812 section 5.3.7): `0/8`, loopback,

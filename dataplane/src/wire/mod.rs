@@ -6,10 +6,13 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod ecn;
 pub mod icmp;
 pub mod icmpv6;
+pub mod ipip;
 pub mod ipv4;
 pub mod ipv6;
+pub mod udp_tunnel;
 pub mod vxlan;
 
 /// Length of an Ethernet header without VLAN tag.
@@ -30,6 +33,8 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 pub mod proto {
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPIP: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.

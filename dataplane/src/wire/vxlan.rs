@@ -48,29 +48,14 @@ pub struct Encap {
 }
 
 impl Encap {
-    /// The header with both length fields and the source port zero, and the outer IPv4 checksum computed so:
-    /// adding the total length to it (RFC 1624) makes it right. The outer UDP checksum is zero, as RFC 7348
-    /// section 4.1 asks.
+    /// The header with both length fields, the type of service and the source port zero, for [`complete`]. The outer
+    /// UDP checksum is zero, as RFC 7348 section 4.1 asks.
     pub fn template(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0..6].copy_from_slice(&self.outer_dst_mac.0);
         out[6..12].copy_from_slice(&self.outer_src_mac.0);
         put16(&mut out, 12, ETHERTYPE_IPV4);
-        let mut ip = [0; ipv4::LEN];
-        ipv4::Repr {
-            src: self.local,
-            dst: self.remote,
-            proto: proto::UDP,
-            ttl: 64,
-            payload_len: 0,
-            dont_fragment: true,
-        }
-        .emit(&mut ip);
-        ip[2..4].fill(0);
-        ip[10..12].fill(0);
-        let sum = super::checksum::checksum(&ip);
-        ip[10..12].copy_from_slice(&sum.to_ne_bytes());
-        out[14..34].copy_from_slice(&ip);
+        out[14..34].copy_from_slice(&ipv4::outer_template(self.local, self.remote, proto::UDP));
         put16(&mut out, SPORT + 2, self.udp_port);
         out[42] = 0x08;
         out[46..49].copy_from_slice(&self.vni.to_be_bytes()[1..]);
@@ -87,13 +72,12 @@ pub fn entropy_port(hash: u64) -> u16 {
     0xc000 | (hash >> 48) as u16 >> 2
 }
 
-/// Completes a template copied to the front of `frame` for an inner IP packet of `ip_len` bytes.
+/// Completes a template copied to the front of `frame` for an inner IP packet of `ip_len` bytes with this type of
+/// service.
 #[inline(always)]
-pub fn complete(frame: &mut [u8; HEADER_LEN], ip_len: u16, entropy: u16) {
+pub fn complete(frame: &mut [u8; HEADER_LEN], ip_len: u16, tos: u8, entropy: u16) {
     let outer_ip_len = ip_len + (HEADER_LEN - ETH_LEN) as u16;
-    put16(frame, ETH_LEN + 2, outer_ip_len);
-    let sum = super::raw16(frame, ETH_LEN + ipv4::CHECKSUM);
-    super::put_raw16(frame, ETH_LEN + ipv4::CHECKSUM, super::checksum::update(sum, outer_ip_len.to_be()));
+    ipv4::complete_outer(frame, ETH_LEN, outer_ip_len, tos);
     put16(frame, SPORT, entropy);
     put16(frame, UDP_LENGTH, outer_ip_len - ipv4::LEN as u16);
 }
@@ -125,10 +109,11 @@ mod tests {
     #[test]
     fn a_completed_template_is_a_valid_packet() {
         let mut frame = ENCAP.template();
-        complete(&mut frame, 100, entropy_port(u64::MAX));
+        complete(&mut frame, 100, 0xba, entropy_port(u64::MAX));
         let mut packet = frame[14..].to_vec();
         packet.resize(150, 0);
         let header = ipv4::Header::parse(&packet).unwrap();
+        assert_eq!(header.tos(), 0xba, "DSCP and ECN of the inner packet");
         assert_eq!((header.total_len(), header.proto(), header.ttl()), (150, proto::UDP, 64));
         assert_eq!(be16(&frame, SPORT), 65535);
         assert_eq!(dport(&frame), 4789);

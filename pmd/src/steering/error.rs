@@ -115,6 +115,16 @@ pub enum SteeringError {
         /// Ports asked for.
         ports: usize,
     },
+    /// More IP protocols or pod prefixes than the program has room for.
+    #[error(
+        "{protocols} IP protocols and {prefixes} pod prefixes: steering has room for 4 and 256; leave some out"
+    )]
+    TooManyDestinations {
+        /// Protocols asked for.
+        protocols: usize,
+        /// Prefixes asked for.
+        prefixes: usize,
+    },
     /// The kernel refused a change of a map.
     #[error("changing the map {map} of the steering program: {reason}")]
     Map {

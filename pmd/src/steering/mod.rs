@@ -8,6 +8,7 @@
 //! Nothing is pinned, so no bpffs is needed. Netdevs are told apart by ifindex, hence one `Steering` serves
 //! netdevs of one network namespace: the caller's, at the time of each call.
 
+mod bare;
 mod error;
 mod handover;
 mod link;
@@ -18,6 +19,7 @@ pub use handover::{LinkState, is_unchanged, sockets};
 use crate::af_xdp::AfXdpQueue;
 use crate::af_xdp::netdev;
 use aya::EbpfLoader;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuArray, XskMap};
 use aya::programs::{ProgramFd, Xdp};
 use serde::{Deserialize, Serialize};
@@ -33,13 +35,18 @@ const MAX_SOCKETS: u32 = 4096;
 const MAX_NODE_ADDRESSES: usize = 256;
 /// `MAX_TUNNEL_PORTS` of the program.
 const MAX_TUNNEL_PORTS: usize = 16;
+/// `MAX_PROTOCOLS` of the program.
+const MAX_PROTOCOLS: usize = 4;
+/// `MAX_POD_PREFIXES` of the program.
+const MAX_POD_PREFIXES: usize = 256;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steering.bpf.o"));
 
 /// What a netdev is to Fairway: which of its packets it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PortClass {
-    /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`]).
+    /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`], [`Steering::set_protocols`]), and packets to
+    /// pods that come without (see [`Steering::set_pod_prefixes`]).
     Uplink,
     /// The host end of a pod's veth: everything.
     Pod,
@@ -105,10 +112,14 @@ pub struct Steering {
     port_map: BpfHashMap<MapData, u32, [u32; 3]>,
     node_addrs: BpfHashMap<MapData, [u32; 4], u32>,
     tunnel_ports: BpfHashMap<MapData, u16, u32>,
+    protocols: BpfHashMap<MapData, u32, u32>,
+    pod_prefixes: LpmTrie<MapData, [u8; 16], u32>,
     outcomes: PerCpuArray<MapData, u64>,
     ports: BTreeMap<u32, Port>,
     /// What the address and port maps hold.
     node: (BTreeSet<IpAddr>, BTreeSet<u16>),
+    /// What the map of protocols and that of prefixes hold.
+    bare: (BTreeSet<u8>, BTreeSet<(IpAddr, u8)>),
 }
 
 impl Steering {
@@ -135,10 +146,15 @@ impl Steering {
                 .map_err(|error| SteeringError::load(&error))?,
             tunnel_ports: BpfHashMap::try_from(take("fw_tunnel_ports")?)
                 .map_err(|error| SteeringError::load(&error))?,
+            protocols: BpfHashMap::try_from(take("fw_protocols")?)
+                .map_err(|error| SteeringError::load(&error))?,
+            pod_prefixes: LpmTrie::try_from(take("fw_pod_prefixes")?)
+                .map_err(|error| SteeringError::load(&error))?,
             outcomes: PerCpuArray::try_from(take("fw_outcomes")?)
                 .map_err(|error| SteeringError::load(&error))?,
             ports: BTreeMap::new(),
             node: Default::default(),
+            bare: Default::default(),
             program,
         })
     }

@@ -149,7 +149,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
             node_ip: Ip::v4([192, 0, 2, 1]), gateway_ip: Ip::v4([169, 254, 1, 1]), router_ip: Ip::v4([10, 1, 0, 1]),
             gateway_ip6: Ip::UNSPECIFIED, router_ip6: Ip::UNSPECIFIED, vni, pod_mtu: 1450,
             vxlan_port: 4789, uplink: PortId(0), host: PortId::NONE, gateway_mac: mac, vtep_mac: mac,
-            reserved: [0; 6],
+            ..bytemuck::Zeroable::zeroed()
         })),
         2 => (port_id(), any_mac()).prop_map(|(id, mac)| {
             Op::SetPort(id, Port::new("veth0", PortKind::Pod, 1500, mac, Mac::ZERO).expect("a good name"))
