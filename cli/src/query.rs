@@ -124,9 +124,12 @@ fn status(status: types::Status) {
 }
 
 fn routes(routes: Vec<types::Route>) {
-    let row =
-        |r: types::Route| vec![r.prefix, r.kind, r.next_hop.unwrap_or_default(), r.node.unwrap_or_default()];
-    table::print(&["prefix", "kind", "next hop", "node"], &routes.into_iter().map(row).collect::<Vec<_>>());
+    let row = |r: types::Route| {
+        let text = Option::unwrap_or_default;
+        vec![r.prefix, r.kind, text(r.encapsulation), text(r.next_hop), text(r.node)]
+    };
+    let header = ["prefix", "kind", "encapsulation", "next hop", "node"];
+    table::print(&header, &routes.into_iter().map(row).collect::<Vec<_>>());
 }
 
 fn services(services: Vec<types::Service>) {

@@ -74,18 +74,45 @@ pub enum Problem {
     /// An unknown traffic policy.
     #[error("'{0}' is not a traffic policy; use Cluster or Local")]
     BadTrafficPolicy(String),
+    /// An unknown mode of a pool.
+    #[error("'{0}' is not a mode of a pool; use Always, CrossSubnet or Never")]
+    BadPoolMode(String),
+    /// IPIP and VXLAN at once.
+    #[error("a pool cannot have both IPIP and VXLAN; set one of both to Never")]
+    TwoEncapsulations,
+    /// IPIP for IPv6 addresses.
+    #[error("IPIP carries IPv4 only; use vxlanMode for this pool")]
+    IpipOverIpv6,
+    /// Flannel's ConfigMap without its configuration.
+    #[error("is missing; it holds Flannel's network and backend")]
+    NoNetConf,
+    /// Broken JSON.
+    #[error("is not JSON that is understood: {0}")]
+    BadJson(String),
+    /// A VXLAN network identifier out of range.
+    #[error("{0} is not a VXLAN network identifier; use 1 to 16777215")]
+    BadVni(i64),
+    /// A UDP port out of range.
+    #[error("{0} is not a UDP port; use 1 to 65535")]
+    BadUdpPort(i64),
+    /// A backend of Flannel that is not known here.
+    #[error("'{0}' is not a backend that Fairway knows; use vxlan, host-gw, udp or ipip")]
+    BadBackend(String),
+    /// Not an Ethernet address.
+    #[error("'{0}' is not an Ethernet address; write it as 02:00:5e:00:53:01")]
+    BadMac(String),
     /// An unknown session affinity.
     #[error("'{0}' is not a session affinity; use None or ClientIP")]
     BadAffinity(String),
 }
 
-type Checked<T> = Result<T, FieldError>;
+pub(crate) type Checked<T> = Result<T, FieldError>;
 
-fn fail<T>(field: impl Into<String>, problem: Problem) -> Checked<T> {
+pub(crate) fn fail<T>(field: impl Into<String>, problem: Problem) -> Checked<T> {
     Err(FieldError { field: field.into(), problem })
 }
 
-fn name_of(meta: &ObjectMeta) -> Checked<String> {
+pub(crate) fn name_of(meta: &ObjectMeta) -> Checked<String> {
     match &meta.name {
         Some(name) if !name.is_empty() => Ok(name.clone()),
         _ => fail("metadata.name", Problem::NoName),
@@ -93,7 +120,7 @@ fn name_of(meta: &ObjectMeta) -> Checked<String> {
 }
 
 /// As kubectl does, an object without a namespace goes to `default`.
-fn namespace_of(meta: &ObjectMeta) -> String {
+pub(crate) fn namespace_of(meta: &ObjectMeta) -> String {
     meta.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned())
 }
 
@@ -164,7 +191,9 @@ pub fn node(node: &v1::Node) -> Checked<Object> {
         return fail("status.addresses", Problem::NoInternalIp);
     }
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
-    Ok(Object::Node(Node { name, pod_cidrs, internal_ips, zone: zone.cloned().unwrap_or_default() }))
+    let zone = zone.cloned().unwrap_or_default();
+    let hints = crate::pools::node_hints(&node.metadata)?;
+    Ok(Object::Node(Node { name, pod_cidrs, internal_ips, zone, hints }))
 }
 
 /// Checks a Namespace.

@@ -1,7 +1,8 @@
 //! The cluster's objects as Fairway needs them: checked, plain and owned. Sources make them from
 //! Kubernetes objects ([`crate::convert`]); the index knows nothing else of Kubernetes.
 
-use fairway_tables::{Ip, Prefix};
+use crate::encapsulation::Pool;
+use fairway_tables::{Ip, Mac, Prefix};
 use std::fmt;
 
 /// Kinds of objects that the index knows.
@@ -17,6 +18,10 @@ pub enum Kind {
     Service,
     /// discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice,
+    /// projectcalico.org/v3 IPPool.
+    IpPool,
+    /// The v1 ConfigMap of Flannel.
+    FlannelConfig,
 }
 
 /// Identity of an object. The namespace of a Node or Namespace is empty.
@@ -58,6 +63,29 @@ pub struct Node {
     pub internal_ips: Vec<Ip>,
     /// Label `topology.kubernetes.io/zone`; empty if it has none.
     pub zone: String,
+    /// What other network plugins noted of it.
+    pub hints: NodeHints,
+}
+
+/// What Calico and Flannel noted of a node in its annotations.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeHints {
+    /// `projectcalico.org/IPv4Address`: its address between the nodes, and the subnet that holds it.
+    pub subnet: Option<(Ip, Prefix)>,
+    /// `projectcalico.org/VXLANTunnelMACAddr`.
+    pub calico_vtep_mac: Option<Mac>,
+    /// `flannel.alpha.coreos.com/public-ip`: its address between the nodes.
+    pub flannel_ip: Option<Ip>,
+    /// `VtepMAC` of `flannel.alpha.coreos.com/backend-data`.
+    pub flannel_vtep_mac: Option<Mac>,
+}
+
+impl Node {
+    /// The node's addresses between the nodes, best first: what other plugins noted, then its InternalIPs.
+    pub fn underlay(&self) -> impl Iterator<Item = Ip> + '_ {
+        let hints = self.hints.subnet.map(|(ip, _)| ip).into_iter().chain(self.hints.flannel_ip);
+        hints.chain(self.internal_ips.iter().copied())
+    }
 }
 
 /// A pod, wherever it runs.
@@ -187,6 +215,8 @@ pub enum Object {
     Service(Service),
     /// Endpoints of a service.
     EndpointSlice(EndpointSlice),
+    /// A range of pod addresses.
+    Pool(Pool),
 }
 
 impl Object {
@@ -198,6 +228,7 @@ impl Object {
             Object::Pod(p) => ObjectKey::new(Kind::Pod, &p.namespace, &p.name),
             Object::Service(s) => ObjectKey::new(Kind::Service, &s.namespace, &s.name),
             Object::EndpointSlice(s) => ObjectKey::new(Kind::EndpointSlice, &s.namespace, &s.name),
+            Object::Pool(pool) => pool.key(),
         }
     }
 }

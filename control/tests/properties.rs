@@ -1,6 +1,7 @@
 //! The compiler's promise: whatever happens in whatever order, the tables after applying every incremental
 //! change equal those of an index that only ever saw the end state.
 
+use fairway_control::encapsulation::{Encapsulation, Pool, When};
 use fairway_control::index::{Config, Event, Index, KernelEvent, Link, RouteVia, UPLINK_PORT};
 use fairway_control::model::{Key, Model, Value, apply};
 use fairway_control::names;
@@ -31,7 +32,8 @@ fn node() -> impl Strategy<Value = Object> {
                 internal_ips.push("fd00::1".parse::<std::net::IpAddr>().unwrap().into());
                 pod_cidrs.push("fd00:1::/64".parse().unwrap());
             }
-            Object::Node(Node { name: format!("n{n}"), pod_cidrs, internal_ips, zone })
+            let hints = fairway_control::object::NodeHints::default();
+            Object::Node(Node { name: format!("n{n}"), pod_cidrs, internal_ips, zone, hints })
         },
     )
 }
@@ -104,12 +106,38 @@ fn slice() -> impl Strategy<Value = Object> {
     )
 }
 
+fn pool() -> impl Strategy<Value = Object> {
+    let encapsulation = prop_oneof![
+        Just(Encapsulation::Direct),
+        Just(Encapsulation::Vxlan),
+        Just(Encapsulation::Ipip),
+        Just(Encapsulation::Udp { udp_port: 8285 }),
+        Just(Encapsulation::FlannelVxlan { vni: 1, udp_port: 8472 }),
+    ];
+    let when = prop_oneof![Just(When::Always), Just(When::CrossSubnet)];
+    (0u8..3, encapsulation, when, prop_oneof![Just(22u8), Just(24), Just(25)]).prop_map(
+        |(n, encapsulation, when, len)| {
+            Object::Pool(Pool {
+                kind: Kind::IpPool,
+                namespace: String::new(),
+                name: format!("pool{n}"),
+                cidrs: vec![Prefix::new(Ip::v4([10, 244, n * 4, 0]), len).unwrap()],
+                encapsulation,
+                when,
+                nat_outgoing: false,
+                node_selector: None,
+            })
+        },
+    )
+}
+
 fn deletion() -> impl Strategy<Value = Event> {
-    (0u8..4, 0u8..8).prop_map(|(kind, n)| {
+    (0u8..5, 0u8..8).prop_map(|(kind, n)| {
         let (kind, namespace, name) = match kind {
             0 => (Kind::Node, "", format!("n{}", n % 4)),
             1 => (Kind::Pod, "default", format!("p{n}")),
             2 => (Kind::Service, "default", format!("s{}", n % 3)),
+            3 => (Kind::IpPool, "", format!("pool{}", n % 3)),
             _ => (Kind::EndpointSlice, "default", format!("e{}", n % 4)),
         };
         Event::Delete(ObjectKey::new(kind, namespace, &name))
@@ -158,6 +186,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => pod().prop_map(Event::Upsert),
         2 => service().prop_map(Event::Upsert),
         2 => slice().prop_map(Event::Upsert),
+        1 => pool().prop_map(Event::Upsert),
         3 => deletion(),
         8 => kernel().prop_map(Event::Kernel),
     ]

@@ -3,7 +3,6 @@
 use super::types;
 use crate::core::Core;
 use crate::manifests::proto_name;
-use crate::names;
 use fairway_tables::stats::{Counter, ProcessState, Stage, StatsReader, StatsSnapshot};
 use fairway_tables::{DropReason, Ip, NeighbourKey, NextHopKind, PortId, PortKind};
 use std::path::Path;
@@ -31,7 +30,7 @@ impl Core {
             uptime_s: self.started().elapsed().as_secs(),
             generation: publisher.view().generation(),
             last_change,
-            pod_mtu: uplink.map_or(0, |link| names::pod_mtu(link.mtu)),
+            pod_mtu: uplink.map_or(0, |_| self.index().pod_mtu()),
             uplink: uplink.map(|link| types::Uplink {
                 ifname: link.name.clone(),
                 ifindex: link.ifindex,
@@ -66,15 +65,21 @@ impl Core {
             prefix: prefix.to_string(),
             kind: match hop.kind() {
                 Some(NextHopKind::Local) => "local",
-                Some(NextHopKind::Tunnel) => "tunnel",
+                Some(NextHopKind::Tunnel | NextHopKind::Ipip | NextHopKind::UdpTunnel) => "tunnel",
                 Some(NextHopKind::Gateway) => "gateway",
                 Some(NextHopKind::Host) => "host",
                 Some(NextHopKind::Blackhole) => "blackhole",
                 None => "invalid",
             }
             .to_owned(),
+            encapsulation: match hop.kind() {
+                Some(NextHopKind::Tunnel) => Some("vxlan".to_owned()),
+                Some(NextHopKind::Ipip) => Some("ipip".to_owned()),
+                Some(NextHopKind::UdpTunnel) => Some("udp".to_owned()),
+                _ => None,
+            },
             next_hop: present(hop.addr),
-            node: self.index().node_at(hop.addr).map(ToOwned::to_owned),
+            node: self.index().node_behind(&prefix).map(ToOwned::to_owned),
         };
         routes.into_iter().map(one).collect()
     }

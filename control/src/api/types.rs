@@ -119,9 +119,11 @@ pub struct Route {
     pub prefix: String,
     /// `local`, `tunnel`, `gateway`, `host` or `blackhole`.
     pub kind: String,
+    /// Of a tunnel: `vxlan`, `ipip` or `udp`.
+    pub encapsulation: Option<String>,
     /// Remote node or gateway.
     pub next_hop: Option<String>,
-    /// Name of the remote node behind a tunnel.
+    /// Name of the remote node that has the pods.
     pub node: Option<String>,
 }
 

@@ -1,10 +1,12 @@
 //! The compiler: what each object, or this node itself, contributes to the tables. Pure functions of the
 //! index's state but for the numbers they claim; the union over all sources is the model.
 
+use super::pools::{underlay_of, vtep_mac};
 use super::{Index, Source};
+use crate::encapsulation::Encapsulation;
 use crate::model::{Key, Value};
 use crate::names;
-use crate::object::{EndpointSlice, Node, Pod, Service, ServicePort, SliceEndpoint};
+use crate::object::{EndpointSlice, Pod, Service, ServicePort, SliceEndpoint};
 use crate::selection::{self, Candidate, Hint, Policies};
 use fairway_tables as tables;
 use fairway_tables::{Backend, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix, ServiceKey};
@@ -68,20 +70,23 @@ impl Index {
             let cidr = node.pod_cidrs.iter().find(|cidr| cidr.addr().is_v4() == is_v4);
             cidr.map_or(Ip::UNSPECIFIED, host_address)
         };
+        let networks = self.vxlan_networks(node);
         let settings = tables::Settings {
-            node_ip: node.internal_ips[0],
+            node_ip: underlay_of(node, node.internal_ips[0].is_v4()).unwrap_or(node.internal_ips[0]),
             gateway_ip: names::GATEWAY_IP,
             router_ip: router(true),
             gateway_ip6: names::GATEWAY_IP6,
             router_ip6: router(false),
-            vni: self.config.vni,
+            vni: networks.own.vni,
             pod_mtu: self.pod_mtu(),
-            vxlan_port: self.config.vxlan_port,
+            vxlan_port: networks.own.udp_port,
             uplink: if uplink.is_some() { UPLINK_PORT } else { PortId::NONE },
             host,
             gateway_mac: names::GATEWAY_MAC,
-            vtep_mac: names::vtep_mac(&node.name),
-            reserved: [0; 6],
+            vtep_mac: networks.own.vtep_mac,
+            udp_tunnel_port: self.udp_tunnel_port(),
+            takes: self.takes(),
+            second_vxlan: networks.second,
         };
         out.insert(Key::Settings, Value::Settings(settings));
         for cidr in &node.pod_cidrs {
@@ -94,38 +99,52 @@ impl Index {
         }
         let on_uplink = |entry: &&(u32, Ip)| Some(entry.0) == self.uplink && !is_link_local(entry.1);
         let uplink_ips = self.facts.addresses.iter().filter(on_uplink).map(|(_, ip)| *ip);
-        let own = node.pod_cidrs.iter().map(host_address).chain(node.internal_ips.iter().copied());
+        let own = node.pod_cidrs.iter().map(host_address).chain(node.underlay());
         for ip in own.chain(uplink_ips) {
             out.insert(Key::Route(Prefix::host(ip)), route(NextHopKind::Host, Ip::UNSPECIFIED));
         }
         out
     }
 
-    /// Largest packet that a pod may send.
-    pub(super) fn pod_mtu(&self) -> u32 {
+    /// Largest packet that a pod may send so that it fits the uplink in every encapsulation that is in use.
+    pub fn pod_mtu(&self) -> u32 {
         let uplink = self.uplink.and_then(|i| self.facts.links.get(&i));
-        names::pod_mtu(uplink.map_or(DEFAULT_MTU, |link| link.mtu))
+        uplink.map_or(DEFAULT_MTU, |link| link.mtu).saturating_sub(self.largest_overhead())
     }
 
-    /// A remote node: its tunnel, and the routes of its pods into it.
+    /// A remote node: its tunnel, and the routes of its pods, through that or without.
     fn compile_node(&mut self, name: &str) -> Contribution {
         let mut out = Contribution::new();
         let Some((vtep, next_hop)) = self.tunnel_path(name) else { return out };
         let (Some(node), Some(local)) = (self.nodes.get(name), self.nodes.get(&self.config.node)) else {
             return out;
         };
-        for cidr in &node.pod_cidrs {
-            out.insert(Key::Route(*cidr), route(NextHopKind::Tunnel, vtep));
+        let ways = self.ways_to(node);
+        for (cidr, encapsulation) in &ways {
+            let (kind, addr, port) = match encapsulation {
+                Encapsulation::Direct => (NextHopKind::Gateway, next_hop.unwrap_or(vtep), UPLINK_PORT),
+                Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. } => {
+                    (NextHopKind::Tunnel, vtep, PortId::NONE)
+                }
+                Encapsulation::Ipip => (NextHopKind::Ipip, vtep, PortId::NONE),
+                Encapsulation::Udp { .. } => (NextHopKind::UdpTunnel, vtep, PortId::NONE),
+            };
+            out.insert(Key::Route(*cidr), Value::Route(NextHop::new(kind, addr, port)));
         }
-        if let Some(next_hop) = next_hop {
+        let tunnelled = ways.iter().any(|(_, encapsulation)| *encapsulation != Encapsulation::Direct);
+        if let (Some(next_hop), true) = (next_hop, tunnelled) {
+            // A node whose ranges are in two VXLAN networks is reached through the first; `pending` says so.
+            let vxlan = ways.iter().find_map(|(_, way)| way.vxlan(self.own_vxlan()));
+            let (vni, udp_port) = vxlan.unwrap_or_default();
+            let is_flannel = ways.iter().any(|(_, way)| matches!(way, Encapsulation::FlannelVxlan { .. }));
             let tunnel = tables::Tunnel {
-                local: local.internal_ips[0],
+                local: underlay_of(local, vtep.is_v4()).unwrap_or(local.internal_ips[0]),
                 next_hop,
-                vni: self.config.vni,
-                udp_port: self.config.vxlan_port,
+                vni,
+                udp_port,
                 port: UPLINK_PORT,
-                remote_mac: names::vtep_mac(&node.name),
-                local_mac: names::vtep_mac(&local.name),
+                remote_mac: vtep_mac(node, is_flannel),
+                local_mac: vtep_mac(local, is_flannel),
             };
             out.insert(Key::Tunnel(vtep), Value::Tunnel(tunnel));
         }
@@ -139,7 +158,7 @@ impl Index {
             return None;
         }
         let local = self.nodes.get(&self.config.node)?;
-        let vtep = vtep_of(self.nodes.get(name)?, local.internal_ips[0].is_v4())?;
+        let vtep = underlay_of(self.nodes.get(name)?, local.internal_ips[0].is_v4())?;
         let via = self.uplink.and_then(|uplink| self.facts.route_to(vtep, uplink));
         Some((vtep, via.map(|via| via.gateway.unwrap_or(vtep))))
     }
@@ -207,11 +226,6 @@ impl Index {
         }
         out
     }
-}
-
-/// A node's underlay address: its first InternalIP of the family.
-fn vtep_of(node: &Node, is_v4: bool) -> Option<Ip> {
-    node.internal_ips.iter().copied().find(|ip| ip.is_v4() == is_v4)
 }
 
 /// `clusterIPs` × `ports`.

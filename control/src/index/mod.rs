@@ -6,12 +6,14 @@
 mod alloc;
 mod compile;
 mod facts;
+mod pools;
 mod report;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link, RouteVia};
 pub use report::{HostPlan, Pending};
 
+use crate::encapsulation::Pool;
 use crate::model::{Change, Key, Model, Value};
 use crate::names;
 use crate::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service};
@@ -68,6 +70,7 @@ pub struct Index {
     pods: BTreeMap<Name, Pod>,
     services: BTreeMap<Name, Service>,
     slices: BTreeMap<Name, EndpointSlice>,
+    pools: BTreeMap<ObjectKey, Pool>,
     facts: Facts,
 
     /// Number of the uplink's link.
@@ -114,6 +117,7 @@ impl Index {
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
+            pools: BTreeMap::new(),
             facts: Facts::default(),
             uplink: None,
             waiting_for_port: BTreeSet::new(),
@@ -172,6 +176,10 @@ impl Index {
             Object::Namespace(name) => {
                 self.namespaces.insert(name);
             }
+            Object::Pool(pool) => {
+                self.pools.insert(pool.key(), pool);
+                self.everything_on_the_uplink(dirty);
+            }
             Object::Pod(pod) => {
                 let key = (pod.namespace.clone(), pod.name.clone());
                 self.forget_veth(&key);
@@ -212,6 +220,10 @@ impl Index {
             }
             Kind::Namespace => {
                 self.namespaces.remove(&key.name);
+            }
+            Kind::IpPool | Kind::FlannelConfig => {
+                self.pools.remove(key);
+                self.everything_on_the_uplink(dirty);
             }
             Kind::Pod => {
                 self.forget_veth(&name);
@@ -255,7 +267,7 @@ impl Index {
             | KernelEvent::RouteReplaced(prefix, ..)
             | KernelEvent::RouteGone(prefix, ..) => {
                 self.facts.apply(event);
-                let inside = |node: &&Node| node.internal_ips.iter().any(|ip| prefix.contains(*ip));
+                let inside = |node: &&Node| node.underlay().any(|ip| prefix.contains(ip));
                 dirty.extend(self.nodes.values().filter(inside).map(|n| Source::Node(n.name.clone())));
             }
             KernelEvent::Neighbour(_, ip, _) => {
@@ -321,7 +333,7 @@ impl Index {
         };
         let holders = self.facts.addresses.iter().filter(|(ifindex, _)| is_wire(ifindex));
         let holds = |ip: &Ip| holders.clone().find(|(_, held)| held == ip).map(|(ifindex, _)| *ifindex);
-        node.internal_ips.iter().find_map(holds)
+        node.underlay().find_map(|ip| holds(&ip))
     }
 
     fn forget_veth(&mut self, key: &Name) {

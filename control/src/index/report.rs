@@ -71,6 +71,7 @@ impl Index {
             ("pods", self.pods.len()),
             ("services", self.services.len()),
             ("endpointslices", self.slices.len()),
+            ("pools", self.pools.len()),
         ])
     }
 
@@ -91,8 +92,16 @@ impl Index {
 
     /// Name of the remote node that has this underlay address.
     pub fn node_at(&self, vtep: Ip) -> Option<&str> {
-        let node = self.nodes.values().find(|node| node.internal_ips.contains(&vtep))?;
+        let node = self.nodes.values().find(|node| node.underlay().any(|ip| ip == vtep))?;
         Some(node.name.as_str())
+    }
+
+    /// Name of the remote node whose pods a route leads to.
+    pub fn node_behind(&self, prefix: &Prefix) -> Option<&str> {
+        match self.claims.get(&crate::model::Key::Route(*prefix))?.keys().next()? {
+            super::Source::Node(name) => Some(name),
+            _ => None,
+        }
     }
 
     /// Names of the remote nodes that are reached through a neighbour.
@@ -138,6 +147,7 @@ impl Index {
             }
         }
         self.pending_tunnels(&mut push);
+        self.pending_pools(&mut push);
         out
     }
 

@@ -2,8 +2,9 @@
 
 use super::error::{Claimant, FileProblem, Place};
 use super::parse::{Parsed, Placed};
+use crate::encapsulation::{Pool, holds};
 use crate::index::host_address;
-use crate::object::{Node, Object, ObjectKey, Pod};
+use crate::object::{Kind, Node, Object, ObjectKey, Pod};
 use fairway_tables::{Ip, Prefix};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,6 +93,7 @@ pub(super) fn conflicts(files: &BTreeMap<String, Candidate>) -> Vec<Conflict> {
     node_conflicts(&nodes, &mut out);
     pod_conflicts(&by_key, &nodes, &mut out);
     service_conflicts(&by_key, &mut out);
+    pool_conflicts(&by_key, &mut out);
     out
 }
 
@@ -185,5 +187,26 @@ fn service_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict
                 out.push(loser.conflict(problem));
             }
         }
+    }
+}
+
+fn pool_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) {
+    let mut pools: Vec<(Party, &Pool)> = Vec::new();
+    for party in by_key.values() {
+        let Object::Pool(pool) = &party.placed.object else { continue };
+        for (other_party, other) in &pools {
+            let ((loser, lost), (winner, kept)) = order((*party, pool), (*other_party, *other));
+            let other = winner.claimant();
+            let overlap = lost.cidrs.iter().find_map(|cidr| {
+                let hit = kept.cidrs.iter().find(|kept| holds(kept, cidr) || holds(cidr, kept));
+                hit.map(|hit| (*cidr, *hit))
+            });
+            if let Some((cidr, other_cidr)) = overlap {
+                out.push(loser.conflict(FileProblem::OverlappingPool { cidr, other_cidr, other }));
+            } else if lost.kind == Kind::FlannelConfig && kept.kind == Kind::FlannelConfig {
+                out.push(loser.conflict(FileProblem::SecondFlannel { other }));
+            }
+        }
+        pools.push((*party, pool));
     }
 }

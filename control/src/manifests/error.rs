@@ -119,6 +119,22 @@ pub enum FileProblem {
         /// The pod's node.
         node: String,
     },
+    /// Pools share addresses.
+    #[error("{cidr} overlaps {other_cidr} of {other}; give each pool a range of its own")]
+    OverlappingPool {
+        /// This pool's range.
+        cidr: Prefix,
+        /// The other's.
+        other_cidr: Prefix,
+        /// The other pool.
+        other: Box<Claimant>,
+    },
+    /// Flannel is configured twice.
+    #[error("{other} configures Flannel already; remove one of the two")]
+    SecondFlannel {
+        /// The other one.
+        other: Box<Claimant>,
+    },
     /// Two services have one address and port.
     #[error(
         "spec.clusterIP: {ip} port {port} {} is also that of {other}; change one of the two",
@@ -177,13 +193,15 @@ pub fn proto_name(proto: u8) -> String {
 }
 
 /// API versions that Fairway reads, by kind.
-pub(super) fn known_kind(kind: &str) -> Option<(Kind, &'static str)> {
+pub(super) fn known_kind(kind: &str) -> Option<(Kind, &'static [&'static str])> {
     match kind {
-        "Node" => Some((Kind::Node, "v1")),
-        "Namespace" => Some((Kind::Namespace, "v1")),
-        "Pod" => Some((Kind::Pod, "v1")),
-        "Service" => Some((Kind::Service, "v1")),
-        "EndpointSlice" => Some((Kind::EndpointSlice, "discovery.k8s.io/v1")),
+        "Node" => Some((Kind::Node, &["v1"])),
+        "Namespace" => Some((Kind::Namespace, &["v1"])),
+        "Pod" => Some((Kind::Pod, &["v1"])),
+        "Service" => Some((Kind::Service, &["v1"])),
+        "EndpointSlice" => Some((Kind::EndpointSlice, &["discovery.k8s.io/v1"])),
+        "IPPool" => Some((Kind::IpPool, &["projectcalico.org/v3", "crd.projectcalico.org/v1"])),
+        "ConfigMap" => Some((Kind::FlannelConfig, &["v1"])),
         _ => None,
     }
 }

@@ -4,6 +4,7 @@
 use super::error::{FileProblem, ManifestError, known_kind};
 use crate::convert;
 use crate::object::{Kind, Object};
+use crate::pools;
 use serde::de::DeserializeOwned;
 use serde_norway::Value;
 use std::collections::BTreeMap;
@@ -138,7 +139,7 @@ fn describe(value: &Value) -> Option<String> {
     let text = |field| meta.and_then(|m| m.get(field)).and_then(Value::as_str);
     Some(match (text("namespace"), text("name")) {
         (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
-        (None, Some(name)) if matches!(kind, "Node" | "Namespace") => format!("{kind} {name}"),
+        (None, Some(name)) if matches!(kind, "Node" | "Namespace" | "IPPool") => format!("{kind} {name}"),
         (None, Some(name)) => format!("{kind} default/{name}"),
         (_, None) => kind.to_owned(),
     })
@@ -156,18 +157,21 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
     let missing = |what| (None, FileProblem::NotAnObject(what));
     let kind_name = value.get("kind").and_then(Value::as_str).ok_or(missing("kind"))?;
     let version = value.get("apiVersion").and_then(Value::as_str).ok_or(missing("apiVersion"))?;
-    let Some((kind, expected)) = known_kind(kind_name) else {
+    // Of all ConfigMaps only Flannel's is of interest.
+    let name = value.get("metadata").and_then(|meta| meta.get("name")).and_then(Value::as_str);
+    let is_read = |kind: Kind| kind != Kind::FlannelConfig || name == Some(pools::FLANNEL_CONFIG);
+    let Some((kind, expected)) = known_kind(kind_name).filter(|(kind, _)| is_read(*kind)) else {
         *out.ignored.entry(kind_name.to_owned()).or_default() += 1;
         return Ok(());
     };
-    if version != expected {
+    if !expected.contains(&version) {
         // Another group's kind of the same name (a Knative Service, say) is not ours to judge.
         let group = |v: &str| v.rsplit_once('/').map(|(group, _)| group.to_owned());
-        if group(version) != group(expected) {
+        if !expected.iter().any(|expected| group(version) == group(expected)) {
             *out.ignored.entry(format!("{kind_name} ({version})")).or_default() += 1;
             return Ok(());
         }
-        return Err((None, FileProblem::Version { found: version.to_owned(), expected }));
+        return Err((None, FileProblem::Version { found: version.to_owned(), expected: expected[0] }));
     }
     let field = |e| (None, FileProblem::Field(e));
     let object = match kind {
@@ -176,6 +180,8 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
         Kind::Pod => convert::pod(&typed(value, source)?).map_err(field)?,
         Kind::Service => convert::service(&typed(value, source)?).map_err(field)?,
         Kind::EndpointSlice => convert::endpoint_slice(&typed(value, source)?).map_err(field)?,
+        Kind::IpPool => pools::ip_pool(&typed(value, source)?).map_err(field)?,
+        Kind::FlannelConfig => pools::flannel(&typed(value, source)?).map_err(field)?,
     };
     out.objects.push(Placed { document: 0, line: 0, object });
     Ok(())
