@@ -5,14 +5,17 @@
 //! |---|---|
 //! | [`testbed`] | the topology: a switch, nodes, pods, and the folder of manifests that describes them |
 //! | [`node`] | one node: its uplink and its `fairway-control` and `fairway-dataplane` |
+//! | [`station`] | a node that runs no part of Fairway: a kernel with its own tunnels |
 //! | [`netns`], [`process`], [`sys`] | namespaces, child processes, and the system calls under them |
 //! | [`programs`], [`kept`] | where the programs are; the testbed that was left running |
 //! | [`manifests`] | Kubernetes manifests, written whole |
+//! | [`capture`] | what is on a wire |
 //! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
 //! | [`pod`] | what runs inside a pod: `fairway-pod` |
 //! | [`gate`] | whether an end-to-end test may run, and whether it runs alone |
 //! | [`report`] | figures as JSON, for comparison from run to run |
 
+pub mod capture;
 pub mod error;
 pub mod gate;
 pub mod kept;
@@ -25,6 +28,7 @@ pub mod process;
 pub mod programs;
 pub mod report;
 pub mod snmp;
+pub mod station;
 pub mod sys;
 pub mod testbed;
 

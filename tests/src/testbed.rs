@@ -5,6 +5,7 @@
 //! ```
 //! Each box is a namespace. What a CNI plugin would do for a pod, [`Testbed::add_pod`] does.
 
+use crate::capture::Capture;
 use crate::error::{Error, Result};
 use crate::kept::{self, KEPT};
 use crate::manifests::Manifests;
@@ -170,8 +171,27 @@ impl Testbed {
     fn add_node(&mut self, number: u8) -> Result<()> {
         let name = format!("node-{number}");
         let netns = Netns::create(&format!("{}-{name}", self.name))?;
+        let ip = Ipv4Addr::new(192, 168, 77, number);
+        self.join_switch(&netns, ip)?;
+        let pod_cidr = format!("10.244.{number}.0/24");
+        self.manifests.node(&name, ip, &pod_cidr)?;
+        let spec = NodeSpec {
+            dir: self.dir.join(&name),
+            name,
+            ip,
+            pod_cidr,
+            bin_dir: self.bin_dir.clone(),
+            manifests: self.manifests.folder().to_owned(),
+            die_with_parent: !self.options.keep,
+        };
+        self.nodes.push(Node::new(spec, netns)?);
+        Ok(())
+    }
+
+    /// Joins a namespace to the switch by the device [`UPLINK`] with this address of 192.168.77.0/24.
+    pub fn join_switch(&self, netns: &Netns, ip: Ipv4Addr) -> Result<()> {
         let Some(switch) = &self.switch else { return Ok(()) };
-        let (port, queues) = (format!("port{number}"), self.options.uplink_queues.to_string());
+        let (port, queues) = (switch_port(ip), self.options.uplink_queues.to_string());
         netns.ip([
             "link",
             "add",
@@ -195,24 +215,18 @@ impl Testbed {
         ])?;
         let mtu = UPLINK_MTU.to_string();
         switch.ip(["link", "set", &port, "mtu", &mtu, "master", BRIDGE, "up"])?;
-        let ip = Ipv4Addr::new(192, 168, 77, number);
         netns.ip(["addr", "add", &format!("{ip}/24"), "dev", UPLINK])?;
         netns.ip(["link", "set", UPLINK, "mtu", &mtu, "up"])?;
         // A wire carries whole checksums and no segments larger than its MTU.
-        offloads_off(&netns, UPLINK)?;
-        let pod_cidr = format!("10.244.{number}.0/24");
-        self.manifests.node(&name, ip, &pod_cidr)?;
-        let spec = NodeSpec {
-            dir: self.dir.join(&name),
-            name,
-            ip,
-            pod_cidr,
-            bin_dir: self.bin_dir.clone(),
-            manifests: self.manifests.folder().to_owned(),
-            die_with_parent: !self.options.keep,
+        offloads_off(netns, UPLINK)
+    }
+
+    /// Captures what passes the switch to and from the station with this address.
+    pub fn capture(&self, ip: Ipv4Addr, name: &str) -> Result<Capture> {
+        let Some(switch) = &self.switch else {
+            return Err(Error::Answer { what: "switch".into(), reason: "gone".into() });
         };
-        self.nodes.push(Node::new(spec, netns)?);
-        Ok(())
+        Capture::start(switch, &switch_port(ip), &self.dir, name)
     }
 
     /// Makes a pod's namespace and veth as a CNI plugin would, and writes its manifest.
@@ -440,6 +454,11 @@ impl Drop for Testbed {
             eprintln!("cannot delete {}: {error}", self.dir.display());
         }
     }
+}
+
+/// The switch's end of the wire to the station with this address.
+fn switch_port(ip: Ipv4Addr) -> String {
+    format!("port{}", ip.octets()[3])
 }
 
 /// Turns off what an AF_XDP frame cannot carry: checksums left to the device, and segments larger than

@@ -155,10 +155,18 @@ fn broken_manifests_are_named_and_change_nothing() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: shop\n  name: unwired\nspec:\n  \
                nodeName: node-1\n  containers:\n  - name: main\n    image: x\nstatus:\n  phase: Running\n  \
                podIP: 10.244.1.99\n";
+    let pools = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: lower}\nspec: {cidr: \
+                 10.250.0.0/16, ipipMode: Always}\n---\napiVersion: projectcalico.org/v3\nkind: IPPool\n\
+                 metadata: {name: upper}\nspec: {cidr: 10.250.0.0/17}\n";
+    let flannel = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-flannel-cfg, namespace: kube-flannel}\n\
+                   data:\n  net-conf.json: '{\"Network\": \"10.244.0.0/16\", \"Backend\": {\"Type\": \"vxlan\", \
+                   \"VNI\": 16777216}}'\n";
     for (file, yaml, words) in [
         ("broken", "kind: [Service\n  - {", &["broken.yaml", "YAML"][..]),
         ("portless", service, &["portless", "at least one port"]),
         ("overlap", node, &["10.244.2.128/25", "overlaps", "node-2"]),
+        ("pools", pools, &["upper", "10.250.0.0/17 overlaps 10.250.0.0/16", "give each pool"]),
+        ("flannel", flannel, &["kube-flannel-cfg", "16777216 is not a VXLAN network identifier"]),
         // A missing interface: the pod's veth is not there.
         ("unwired", pod, &["unwired", "is not there"]),
     ] {

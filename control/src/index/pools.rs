@@ -75,7 +75,8 @@ impl Index {
     /// node's IPv4 pods, if these have one.
     pub(super) fn ways_to(&self, node: &Node) -> Vec<(Prefix, Encapsulation)> {
         let same_subnet = self.is_in_subnet(node);
-        let (v4, v6): (Vec<Prefix>, Vec<Prefix>) = node.pod_cidrs.iter().partition(|cidr| cidr.addr().is_v4());
+        let (v4, v6): (Vec<Prefix>, Vec<Prefix>) =
+            node.pod_cidrs.iter().partition(|cidr| cidr.addr().is_v4());
         let mut ways: Vec<_> =
             v4.iter().flat_map(|cidr| encapsulation::ways(self.pools(), cidr, same_subnet)).collect();
         let vxlan = ways.iter().map(|(_, way)| *way).find(|way| way.vxlan(self.own_vxlan()).is_some());

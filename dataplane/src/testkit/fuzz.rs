@@ -4,16 +4,26 @@
 use super::{World, WorldConfig, addr, packet, packet6};
 use crate::parse::{Class, Ingress, parse};
 use crate::parse6::{Class6, parse6};
-use crate::wire::{ETH_LEN, icmp, ipv4, ipv6, proto, tcp_flags, vxlan};
+use crate::wire::{ETH_LEN, ecn, icmp, ipv4, ipv6, proto, tcp_flags, vxlan};
 use fairway_pmd::{Burst, MAX_BURST};
-use fairway_tables::{Endpoint, Ip, Op, PortId, ServiceKey};
+use fairway_tables::{Endpoint, Ip, NextHopKind, Op, PortId, ServiceKey};
 
 const VIP6: [u8; 16] = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
+
+/// How packets may go to another node.
+const WAYS: [NextHopKind; 4] =
+    [NextHopKind::Tunnel, NextHopKind::Ipip, NextHopKind::UdpTunnel, NextHopKind::Gateway];
 
 /// Parsers: any bytes, as received on each kind of port. What parses must be safe to rewrite: its offsets
 /// lie in the frame.
 pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
     for ingress in ingresses {
+        if let Class::Marked(inner) = parse(data, ingress) {
+            let mut unmarked = data.to_vec();
+            if ecn::carry_over(&mut unmarked, usize::from(inner)).is_ok() {
+                assert!(!matches!(parse(&unmarked, ingress), Class::Marked(_)), "a mark is carried over once");
+            }
+        }
         if let Class::Flow(parsed) | Class::Single(parsed) = parse(data, ingress) {
             let start = usize::from(parsed.l2) + ETH_LEN;
             let end = start + usize::from(parsed.ip_len);
@@ -22,6 +32,8 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
             assert!(parsed.ip_header_len <= parsed.ip_len);
             let l4 = usize::from(parsed.ip_len - parsed.ip_header_len);
             match parsed.key.proto() {
+                // Its transport header is not touched.
+                _ if parsed.key.is_fragment() => {}
                 proto::TCP => assert!(l4 >= 20),
                 proto::UDP => assert!(l4 >= 8),
                 proto::ICMP => assert!(l4 >= icmp::LEN),
@@ -71,6 +83,7 @@ fn reset(world: &mut World) {
     }
     let endpoint = Endpoint { port: addr::pod_port(1), mac: addr::pod_mac(1) };
     world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
+    (0..3).for_each(|n| world.set_way(n, NextHopKind::Tunnel));
     for (index, protocol) in [proto::TCP, proto::UDP].into_iter().enumerate() {
         let backends = [(addr::pod(1), 8080), (addr::remote_pod(0, 7), 8080), (addr::remote_pod(1, 7), 8080)];
         world.set_service([10, 96, 0, 10], 80, protocol, index as u32, &backends);
@@ -141,6 +154,7 @@ fn between(world: &mut World, step: u8, script: &mut Script<'_>) {
             world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
         }
         5 => world.set_service([10, 96, 0, 10], 80, proto::TCP, 0, &[(addr::remote_pod(step >> 7, 7), 8080)]),
+        6 => world.set_way((step >> 4) % 3, WAYS[usize::from(step >> 6)]),
         _ => {}
     }
 }
@@ -202,8 +216,8 @@ fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
         _ if kind & 16 != 0 => icmp_error(&headers, a, b, script),
         _ => headers.around(a, &payload),
     };
-    if port == addr::UPLINK && kind & 128 == 0 {
-        frame = packet::encapsulate(&addr::encap_from(b % 4), &frame, 50_000);
+    if port == addr::UPLINK {
+        frame = from_node(frame, kind >> 6, b);
     }
     if kind & 32 != 0 {
         damage(&mut frame, script);
@@ -245,11 +259,34 @@ fn six(script: &mut Script<'_>, port: PortId, kind: u8, a: u8, b: u8) -> Vec<u8>
         }
         _ => headers.around(a, &script.take(usize::from(b))),
     };
-    if port == addr::UPLINK && kind & 128 == 0 {
-        frame = packet::encapsulate(&addr::encap_from(b % 4), &frame, 50_000);
+    if port == addr::UPLINK {
+        frame = from_node(frame, kind >> 6, b);
     }
     if kind & 32 != 0 {
         damage(&mut frame, script);
+    }
+    frame
+}
+
+/// What a node sends around a packet, in any encapsulation or none, at times as a fragment or with ECN marks.
+fn from_node(mut inner: Vec<u8>, kind: u8, b: u8) -> Vec<u8> {
+    let (node, outer) = (b % 4, addr::outer_from(b % 4));
+    let is_ipv4 = inner.get(12..14) == Some(&[8, 0]) && inner.len() >= ETH_LEN + ipv4::LEN;
+    if is_ipv4 && b & 24 == 24 {
+        let parts = packet::fragments(&inner, 8 * (1 + usize::from(b >> 5)));
+        inner = parts.into_iter().nth(usize::from(b & 1)).unwrap_or(inner);
+    }
+    let mut frame = match kind {
+        0 => packet::encapsulate(&addr::encap_from(node), &inner, 50_000),
+        1 => packet::into_ipip(&outer, &inner),
+        2 => packet::into_udp(&outer, addr::UDP_TUNNEL_PORT, &inner, 50_000),
+        _ => {
+            inner[..6].copy_from_slice(&addr::UPLINK_MAC.0);
+            return inner;
+        }
+    };
+    if b & 4 != 0 {
+        packet::set_tos(&mut frame, ETH_LEN, b >> 4);
     }
     frame
 }

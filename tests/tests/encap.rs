@@ -1,0 +1,236 @@
+//! Every encapsulation between real nodes: what pools say is what is on the wire, and TCP and UDP of all sizes
+//! come through, between two engines, and between an engine and a kernel that runs nothing of Fairway.
+
+mod common;
+
+use common::Cluster;
+use fairway_control::names;
+use fairway_tests::capture::by_encapsulation;
+use fairway_tests::gate;
+use fairway_tests::netns::Netns;
+use fairway_tests::pod::client::Summary;
+use fairway_tests::pod::udp::UdpSummary;
+use fairway_tests::station::{Peer, Station, VxlanLayout};
+use fairway_tests::testbed::POD_PORT;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+const READY: Duration = Duration::from_secs(30);
+const DOWNLOAD_BYTES: u64 = 3_000_000;
+const CALICO: VxlanLayout = VxlanLayout { vni: 4096, udp_port: 4789 };
+const FLANNEL: VxlanLayout = VxlanLayout { vni: 1, udp_port: 8472 };
+
+fn ip_pool(modes: &str) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: pods\nspec:\n  cidr: 10.244.0.0/16\n  \
+         blockSize: 24\n{modes}"
+    )
+}
+
+fn flannel(backend: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: kube-flannel-cfg\n  namespace: kube-flannel\ndata:\n  \
+         net-conf.json: |\n    {{\"Network\": \"10.244.0.0/16\", \"Backend\": {{{backend}}}}}\n"
+    )
+}
+
+/// Waits until nodes send to a pod range by this kind of route and encapsulation, through a neighbour that answers.
+fn wait_for_way(cluster: &mut Cluster, node: usize, prefix: &str, kind: &str, encapsulation: Option<&str>) {
+    let what = format!("node {node} sends to {prefix} by {kind} {encapsulation:?}");
+    let waited = cluster.testbed.wait(&what, READY, |testbed| {
+        let node = &testbed.nodes()[node];
+        let routes = node.ask(&["routes"]).map_err(|e| e.to_string())?;
+        let route = routes.as_array().and_then(|all| all.iter().find(|route| route["prefix"] == prefix));
+        let route = route.ok_or_else(|| format!("no route: {routes}"))?;
+        let neighbours = node.ask(&["neighbours"]).map_err(|e| e.to_string())?;
+        let right = route["kind"] == kind && route["encapsulation"].as_str() == encapsulation;
+        let resolved = neighbours.as_array().is_some_and(|all| !all.is_empty());
+        if right && resolved { Ok(()) } else { Err(format!("{route}, neighbours {neighbours}")) }
+    });
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// From a namespace to a pod's server: a download, byte-exact, and echoes of datagrams small and large.
+fn exercise(cluster: &Cluster, what: &str, from: &Netns, server: Ipv4Addr) {
+    let url = format!("http://{server}:{POD_PORT}/bytes/{DOWNLOAD_BYTES}");
+    let args = ["get", url.as_str(), "--verify-bytes", "--timeout-ms", "60000"];
+    let summary: Summary = cluster
+        .testbed
+        .client(from, &args, Duration::from_secs(90))
+        .unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!((&summary.errors, summary.byte_exact), (&Vec::new(), Some(true)), "{what}");
+    let target = format!("{server}:{POD_PORT}");
+    for size_bytes in ["1", "1472", "65000"] {
+        let args = ["udp-ping", &target, "--count", "5", "--size-bytes", size_bytes, "--timeout-ms", "3000"];
+        let echoes: UdpSummary = cluster
+            .testbed
+            .client(from, &args, Duration::from_secs(60))
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!((echoes.received, echoes.damaged), (5, 0), "{what}: datagrams of {size_bytes} bytes");
+    }
+}
+
+/// Exercises two ways while capturing the wire of `node`, and insists that all pods' packets are encapsulated so.
+fn exercise_and_capture(
+    cluster: &Cluster,
+    name: &str,
+    wire: &str,
+    station: Ipv4Addr,
+    ways: [(&Netns, Ipv4Addr); 2],
+) {
+    let capture = cluster.testbed.capture(station, name).expect("capture");
+    for (from, server) in ways {
+        exercise(cluster, name, from, server);
+    }
+    let counts = by_encapsulation(&capture.stop().expect("captured packets"));
+    let kinds: Vec<&str> = counts.keys().map(String::as_str).collect();
+    assert_eq!(kinds, [wire], "{name}: {counts:?}");
+    // Both downloads alone are 4,000 full packets.
+    assert!(counts[wire] > 4000, "{name}: {counts:?}");
+}
+
+#[test]
+fn two_engines_reach_each_others_pods_in_every_mode_and_change_it_while_they_run() {
+    if !gate::may_run("encap") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    for (name, manifest, kind, encapsulation, wire) in [
+        ("ipip", ip_pool("  ipipMode: Always\n"), "tunnel", Some("ipip"), "ipip"),
+        ("vxlan", ip_pool("  vxlanMode: Always\n"), "tunnel", Some("vxlan"), "vxlan 4096 on 4789"),
+        ("never", ip_pool("  ipipMode: Never\n  vxlanMode: Never\n"), "gateway", None, "direct"),
+        // Both nodes are in one subnet.
+        ("cross-subnet", ip_pool("  ipipMode: CrossSubnet\n"), "gateway", None, "direct"),
+        ("flannel-vxlan", flannel("\"Type\": \"vxlan\""), "tunnel", Some("vxlan"), "vxlan 1 on 8472"),
+        ("flannel-udp", flannel("\"Type\": \"udp\""), "tunnel", Some("udp"), "udp"),
+        ("host-gw", flannel("\"Type\": \"host-gw\""), "gateway", None, "direct"),
+    ] {
+        cluster.testbed.manifests().write("pool", &manifest).expect("manifest");
+        wait_for_way(&mut cluster, 0, "10.244.2.0/24", kind, encapsulation);
+        wait_for_way(&mut cluster, 1, "10.244.1.0/24", kind, encapsulation);
+        let pod = |name: &str| cluster.testbed.pod(cluster.pod(name));
+        let (client, web_1, web_2) = (pod("client"), pod("web-1"), pod("web-2"));
+        let ways = [(client.netns(), web_2.ip()), (web_2.netns(), web_1.ip())];
+        exercise_and_capture(&cluster, name, wire, cluster.testbed.nodes()[0].ip(), ways);
+    }
+    // Without a pool all is as before.
+    cluster.testbed.manifests().remove("pool").expect("remove");
+    wait_for_way(&mut cluster, 0, "10.244.2.0/24", "tunnel", Some("vxlan"));
+    cluster.stop_and_check_invariants();
+}
+
+/// What a station's Node object says, with the annotations of Calico and Flannel.
+fn node_of_station(station: &Station, pod_cidr: &str, vtep_mac: &str) -> String {
+    let ip = station.ip();
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: station\n  annotations:\n    \
+         projectcalico.org/IPv4Address: {ip}/24\n    projectcalico.org/VXLANTunnelMACAddr: '{vtep_mac}'\n    \
+         flannel.alpha.coreos.com/public-ip: {ip}\n    flannel.alpha.coreos.com/backend-data: \
+         '{{\"VNI\":1,\"VtepMAC\":\"{vtep_mac}\"}}'\nspec:\n  podCIDR: {pod_cidr}\nstatus:\n  addresses:\n  \
+         - type: InternalIP\n    address: {ip}\n"
+    )
+}
+
+fn peer_of(cluster: &Cluster, node: usize) -> Peer {
+    let node = &cluster.testbed.nodes()[node];
+    Peer {
+        ip: node.ip(),
+        vtep_mac: names::vtep_mac(node.name()).to_string(),
+        pod_cidr: node.pod_cidr().to_owned(),
+    }
+}
+
+#[test]
+fn a_kernel_with_a_vxlan_device_in_either_layout_or_plain_routes_is_a_node_like_others() {
+    if !gate::may_run("encap") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    let pod_ip = Ipv4Addr::new(10, 244, 9, 7);
+    let mut station = Station::on_switch(&cluster.testbed, "station", 9, pod_ip).expect("station");
+    station.start_server().expect("server");
+    let peer = peer_of(&cluster, 0);
+    let mut vtep_mac = String::new();
+    for (name, manifest, layout, kind, wire) in [
+        ("calico", ip_pool("  vxlanMode: Always\n"), Some(CALICO), "tunnel", "vxlan 4096 on 4789"),
+        ("flannel", flannel("\"Type\": \"vxlan\""), Some(FLANNEL), "tunnel", "vxlan 1 on 8472"),
+        ("direct", ip_pool("  ipipMode: Never\n"), None, "gateway", "direct"),
+    ] {
+        if let Some(layout) = layout {
+            vtep_mac = station.add_vxlan(layout, "uplink0", std::slice::from_ref(&peer)).expect("vxlan");
+        } else {
+            let route = ["route", "add", &peer.pod_cidr, "via", &peer.ip.to_string()];
+            station.netns().ip(route).expect("route");
+        }
+        let node = node_of_station(&station, "10.244.9.0/24", &vtep_mac);
+        cluster.testbed.manifests().write("node-station", &node).expect("manifest");
+        cluster.testbed.manifests().write("pool", &manifest).expect("manifest");
+        wait_for_way(&mut cluster, 0, "10.244.9.0/24", kind, layout.map(|_| "vxlan"));
+        let pod = |name: &str| cluster.testbed.pod(cluster.pod(name));
+        let (client, web_1) = (pod("client"), pod("web-1"));
+        let ways = [(client.netns(), pod_ip), (station.netns(), web_1.ip())];
+        exercise_and_capture(&cluster, name, wire, station.ip(), ways);
+        if layout.is_some() {
+            station.remove_vxlan().expect("remove");
+        }
+    }
+    cluster.stop_and_check_invariants();
+}
+
+/// A station in a subnet of its own, behind a router on the switch.
+fn station_behind_router(cluster: &Cluster, pod_ip: Ipv4Addr) -> (Netns, Station) {
+    let testbed = &cluster.testbed;
+    let router = Netns::create(&format!("{}-router", testbed.name())).expect("router");
+    testbed.join_switch(&router, Ipv4Addr::new(192, 168, 77, 254)).expect("join");
+    let ip = Ipv4Addr::new(192, 168, 78, 2);
+    let station = Station::new(testbed, "far", ip, pod_ip).expect("station");
+    let far = station.netns();
+    router
+        .ip(["link", "add", "far0", "type", "veth", "peer", "name", "eth0", "netns", far.name()])
+        .expect("veth");
+    router.ip(["addr", "add", "192.168.78.1/24", "dev", "far0"]).expect("address");
+    router.ip(["link", "set", "far0", "up"]).expect("up");
+    far.ip(["addr", "add", &format!("{ip}/24"), "dev", "eth0"]).expect("address");
+    far.ip(["link", "set", "eth0", "up"]).expect("up");
+    far.ip(["route", "add", "default", "via", "192.168.78.1"]).expect("route");
+    let forward = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+    router.inside(forward).expect("enter the router").expect("forwarding");
+    for (netns, device) in [(&router, "far0"), (far, "eth0")] {
+        let args = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "sg", "off"];
+        let off = netns.run("ethtool", &args, Duration::from_secs(10)).and_then(|output| output.success());
+        off.expect("offloads off");
+    }
+    for node in testbed.nodes() {
+        let route = ["route", "add", "192.168.78.0/24", "via", "192.168.77.254", "dev", "uplink0"];
+        node.netns().ip(route).expect("route");
+    }
+    (router, station)
+}
+
+#[test]
+fn cross_subnet_is_direct_within_the_subnet_and_encapsulated_behind_a_router() {
+    if !gate::may_run("encap") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    let pod_ip = Ipv4Addr::new(10, 244, 9, 7);
+    let (_router, mut station) = station_behind_router(&cluster, pod_ip);
+    station.start_server().expect("server");
+    let vtep_mac = station.add_vxlan(CALICO, "eth0", &[peer_of(&cluster, 0)]).expect("vxlan");
+    let node = node_of_station(&station, "10.244.9.0/24", &vtep_mac);
+    cluster.testbed.manifests().write("node-station", &node).expect("manifest");
+    cluster.testbed.manifests().write("pool", &ip_pool("  vxlanMode: CrossSubnet\n")).expect("manifest");
+    wait_for_way(&mut cluster, 0, "10.244.9.0/24", "tunnel", Some("vxlan"));
+    wait_for_way(&mut cluster, 0, "10.244.2.0/24", "gateway", None);
+    wait_for_way(&mut cluster, 1, "10.244.1.0/24", "gateway", None);
+    let pod = |name: &str| cluster.testbed.pod(cluster.pod(name));
+    let (client, web_1, web_2) = (pod("client"), pod("web-1"), pod("web-2"));
+    let near = [(client.netns(), web_2.ip()), (web_2.netns(), web_1.ip())];
+    exercise_and_capture(&cluster, "near", "direct", cluster.testbed.nodes()[1].ip(), near);
+    let far = [(client.netns(), pod_ip), (station.netns(), web_1.ip())];
+    exercise_and_capture(&cluster, "far", "vxlan 4096 on 4789", Ipv4Addr::new(192, 168, 77, 254), far);
+    cluster.stop_and_check_invariants();
+}
