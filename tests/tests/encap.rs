@@ -61,6 +61,10 @@ fn exercise(cluster: &Cluster, what: &str, from: &Netns, server: Ipv4Addr) {
     assert_eq!((&summary.errors, summary.byte_exact), (&Vec::new(), Some(true)), "{what}");
     let target = format!("{server}:{POD_PORT}");
     for size_bytes in ["1", "1472", "65000"] {
+        // A sender on a wire with a larger MTU than the pod's learns that from its first datagram's loss (RFC 1191).
+        let learn = ["udp-ping", &target, "--size-bytes", size_bytes, "--timeout-ms", "1000"];
+        let learnt: Result<UdpSummary, _> = cluster.testbed.client(from, &learn, Duration::from_secs(30));
+        assert!(learnt.is_ok(), "{what}: {learnt:?}");
         let args = ["udp-ping", &target, "--count", "5", "--size-bytes", size_bytes, "--timeout-ms", "3000"];
         let echoes: UdpSummary = cluster
             .testbed

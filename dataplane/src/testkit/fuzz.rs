@@ -21,7 +21,10 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
         if let Class::Marked(inner) = parse(data, ingress) {
             let mut unmarked = data.to_vec();
             if ecn::carry_over(&mut unmarked, usize::from(inner)).is_ok() {
-                assert!(!matches!(parse(&unmarked, ingress), Class::Marked(_)), "a mark is carried over once");
+                assert!(
+                    !matches!(parse(&unmarked, ingress), Class::Marked(_)),
+                    "a mark is carried over once"
+                );
             }
         }
         if let Class::Flow(parsed) | Class::Single(parsed) = parse(data, ingress) {

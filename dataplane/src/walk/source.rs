@@ -41,10 +41,10 @@ fn is_martian(ip: Ip) -> bool {
     }
 }
 
-/// Whether packets to `dst` go to a pod of this node, or to the node itself.
+/// Whether `dst` is a pod of this node, or the node's own address among them.
 fn is_for_this_node(tables: View<'_>, dst: Ip) -> bool {
     let kind = tables.route(dst).and_then(|hop| hop.kind());
-    matches!(kind, Some(NextHopKind::Local | NextHopKind::Host))
+    kind == Some(NextHopKind::Local) || dst == tables.settings().router_ip
 }
 
 /// Whether packets from `src` may come in by the uplink without encapsulation: those of pods to which packets leave so
