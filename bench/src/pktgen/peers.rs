@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 #[derive(clap::Args)]
 pub struct PeersArgs {
     /// Devices, the first of which the others are compared with
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [DeviceName::Fairway, DeviceName::Kernel, DeviceName::Testpmd, DeviceName::Wire])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [DeviceName::Fairway, DeviceName::Kernel, DeviceName::Ovs, DeviceName::Testpmd, DeviceName::Wire])]
     pub devices: Vec<DeviceName>,
     /// Paths
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = PathName::ALL)]

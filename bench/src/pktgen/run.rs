@@ -6,6 +6,7 @@ use crate::pktgen::cpu;
 use crate::pktgen::device::fairway::FairwayDevice;
 use crate::pktgen::device::kernel::KernelDevice;
 use crate::pktgen::device::memory::MemoryDevice;
+use crate::pktgen::device::ovs::OvsDevice;
 use crate::pktgen::device::testpmd::TestpmdDevice;
 use crate::pktgen::device::wire::WireDevice;
 use crate::pktgen::device::{Bench, Device, DeviceError};
@@ -42,6 +43,8 @@ pub enum DeviceName {
     Fairway,
     /// The Linux kernel in the same place: ip_forward, vxlan, nftables NAT (root)
     Kernel,
+    /// Open vSwitch's userspace datapath over DPDK's af_xdp (root)
+    Ovs,
     /// DPDK's testpmd over af_xdp, io mode: the floor set by AF_XDP itself (root)
     Testpmd,
     /// Nothing between generator and sink but one veth: what generator and sink themselves can do (root)
@@ -55,14 +58,20 @@ impl DeviceName {
             DeviceName::Memory => "memory",
             DeviceName::Fairway => "fairway",
             DeviceName::Kernel => "kernel",
+            DeviceName::Ovs => "ovs",
             DeviceName::Testpmd => "testpmd",
             DeviceName::Wire => "wire",
         }
     }
 
-    /// Whether the device does something with packets of this path. What does not look at packets has one path.
+    /// Whether the device does something with packets of this path; see its file for why it may not. What does
+    /// not look at packets has one path.
     pub fn has(self, path: PathName) -> bool {
-        !matches!(self, DeviceName::Testpmd | DeviceName::Wire) || path == PathName::SameNode
+        match self {
+            DeviceName::Memory | DeviceName::Fairway | DeviceName::Kernel => true,
+            DeviceName::Ovs => path != PathName::Vxlan,
+            DeviceName::Testpmd | DeviceName::Wire => path == PathName::SameNode,
+        }
     }
 }
 
@@ -82,6 +91,7 @@ pub fn start(device: DeviceName, scenario: &Scenario) -> Result<Box<dyn Device>,
         DeviceName::Memory => Ok(Box::new(MemoryDevice::start(scenario, engine)?)),
         DeviceName::Fairway => Ok(Box::new(FairwayDevice::start(scenario)?)),
         DeviceName::Kernel => Ok(Box::new(KernelDevice::start(scenario)?)),
+        DeviceName::Ovs => Ok(Box::new(OvsDevice::start(scenario)?)),
         DeviceName::Testpmd => Ok(Box::new(TestpmdDevice::start(scenario)?)),
         DeviceName::Wire => Ok(Box::new(WireDevice::start(scenario)?)),
     }
