@@ -16,7 +16,7 @@ streams: [{path: clusterip, protocol: tcp, flows: 5000}]
 frames: {size_bytes: 76}
 tables: {services: 3, backends: 2}
 trial: {duration_ms: 20000, max_packets: 3000}
-sessions: {concurrent: 50, timeout_ms: 10000}";
+sessions: {concurrent: 400, timeout_ms: 10000}";
 
 fn scenario() -> Scenario {
     Scenario::parse(Path::new("test.yaml"), YAML).expect("a good scenario")

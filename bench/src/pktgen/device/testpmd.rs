@@ -52,7 +52,13 @@ impl TestpmdDevice {
             .arg(format!("--vdev=net_af_xdp0,iface={}", ground.client_veth()))
             .arg(format!("--vdev=net_af_xdp1,iface={}", ground.server_veth()))
             // Without a terminal it ends at once unless it is asked for statistics.
-            .args(["--", "--forward-mode=io", "--auto-start", "--stats-period=60"]);
+            .args([
+                "--",
+                "--forward-mode=io",
+                "--auto-start",
+                "--stats-period=60",
+                "--total-num-mbufs=16384",
+            ]);
         let log = ground.testbed().dir().join("testpmd.log");
         let mut testpmd = Process::spawn("testpmd", command, &log, true)?;
         wait_for("testpmd forwards", READY, || {

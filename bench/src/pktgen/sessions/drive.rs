@@ -53,11 +53,12 @@ pub fn run(
         opening &= now_ns < end_ns && client.tally().opened < u64::from(limits.max_packets);
         if opening {
             opened_ns = now_ns;
-            while out.len() < MAX_BURST / 2 {
+            while out.len() < MAX_BURST {
                 let Some(segment) = client.open(now_ns) else { break };
                 put(&mut ends.tx, &mut out, &segment, macs);
             }
         }
+        flush(&mut ends.tx, &mut out);
         take(&mut ends.tx, &mut out, |segment| client.receive(segment, now_ns), macs);
         flush(&mut ends.tx, &mut out);
         if let Some(server) = ends.rx.first_mut() {
@@ -84,7 +85,7 @@ pub fn run(
     })
 }
 
-/// Receives a burst and puts the answers to it into `out`.
+/// Receives a burst and puts the answers to it into `out`, once that is empty and so has room for them.
 fn take(
     end: &mut End,
     out: &mut Burst,
@@ -92,8 +93,7 @@ fn take(
     macs: (Mac, Mac),
 ) {
     let mut burst = Burst::new();
-    // Room for an answer to each.
-    if out.len() > MAX_BURST / 2 {
+    if !out.is_empty() {
         return;
     }
     end.queue.rx_burst(&mut end.cache, &mut burst);
