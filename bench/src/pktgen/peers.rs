@@ -154,10 +154,13 @@ fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
         let ratios: Vec<f64> = ours
             .iter()
             .zip(rounds)
-            .filter(|(_, theirs)| theirs.throughput_pps.mean > 0.0)
+            .filter(|(ours, theirs)| ours.throughput_pps.mean > 0.0 && theirs.throughput_pps.mean > 0.0)
             .map(|(ours, theirs)| ours.throughput_pps.mean / theirs.throughput_pps.mean)
             .collect();
-        add(&format!("{reference}_throughput_ratio"), Sample::of(&ratios).median, "1");
+        // A search that found nothing says that the machine was too noisy, not how the devices compare.
+        if !ratios.is_empty() {
+            add(&format!("{reference}_throughput_ratio"), Sample::of(&ratios).median, "1");
+        }
     }
     figures
 }
