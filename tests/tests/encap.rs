@@ -165,7 +165,9 @@ fn a_kernel_with_a_vxlan_device_in_either_layout_or_plain_routes_is_a_node_like_
         if let Some(layout) = layout {
             vtep_mac = station.add_vxlan(layout, "uplink0", std::slice::from_ref(&peer)).expect("vxlan");
         } else {
-            let route = ["route", "add", &peer.pod_cidr, "via", &peer.ip.to_string()];
+            // From its pod's address: what answers the node's own goes through the other node's kernel.
+            let (node, source) = (peer.ip.to_string(), pod_ip.to_string());
+            let route = ["route", "add", &peer.pod_cidr, "via", &node, "src", &source];
             station.netns().ip(route).expect("route");
         }
         let node = node_of_station(&station, "10.244.9.0/24", &vtep_mac);
