@@ -140,7 +140,7 @@ fn sessions_through_a_service_complete_over_the_memory_driver() {
 fn sessions_where_no_responder_is_are_refused() {
     for (from, to, word) in [
         ("path: clusterip", "path: vxlan", "same-node or clusterip"),
-        ("concurrent: 50", "concurrent: 0", "sessions.concurrent is 0"),
+        ("concurrent: 400", "concurrent: 0", "sessions.concurrent is 0"),
     ] {
         let error =
             Scenario::parse(Path::new("test.yaml"), &YAML.replace(from, to)).expect_err(word).to_string();

@@ -53,7 +53,7 @@ pub fn run(
         opening &= now_ns < end_ns && client.tally().opened < u64::from(limits.max_packets);
         if opening {
             opened_ns = now_ns;
-            while out.len() < MAX_BURST {
+            while out.len() < MAX_BURST && client.tally().opened < u64::from(limits.max_packets) {
                 let Some(segment) = client.open(now_ns) else { break };
                 put(&mut ends.tx, &mut out, &segment, macs);
             }
