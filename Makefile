@@ -35,8 +35,9 @@ model: deps ## Check what threads and processes share in every interleaving (loo
 sanitize: deps ## Run the drivers' unit tests under valgrind
 	@scripts/sanitize
 
-test-kills: build ## Kill control 1,000 times while others read its tables (root)
-	FAIRWAY_KILLS=$(or $(FAIRWAY_KILLS),1000) $(CARGO) test -p fairway-tests --test kills -- --nocapture
+test-kills: build ## Kill control 1,000 times under readers and the engine 30 times under load (root)
+	FAIRWAY_KILLS=$(or $(FAIRWAY_KILLS),1000) FAIRWAY_ENGINE_KILLS=$(or $(FAIRWAY_ENGINE_KILLS),30) \
+	    $(CARGO) test -p fairway-tests --test kills --test kills_engine -- --nocapture
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
 	$(CARGO) test -p fairway-tests --test survival -- --nocapture

@@ -2,6 +2,8 @@
 //! object that they see in its tables. The number of kills is FAIRWAY_KILLS, 100 if unset; `make test-kills`
 //! asks for 1,000.
 
+#[path = "kills/spread.rs"]
+mod spread;
 #[path = "kills/world.rs"]
 mod world;
 
@@ -12,6 +14,7 @@ use fairway_tests::process::{Process, wait_for};
 use fairway_tests::report::{Figure, Report};
 use fairway_tests::{Options, Testbed, gate};
 use serde_json::json;
+use spread::{Spread, percentile};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -41,16 +44,6 @@ impl Moment {
             5 | 6 => Moment::Starting,
             _ => Moment::Following,
         }
-    }
-}
-
-/// Spreads the moments; the same in every run, as their effect is random enough.
-struct Spread(u64);
-
-impl Spread {
-    fn up_to(&mut self, limit: Duration) -> Duration {
-        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        limit.mul_f64((self.0 >> 40) as f64 / (1u64 << 24) as f64)
     }
 }
 
@@ -277,10 +270,6 @@ fn independent_of_numbers(model: Model) -> Model {
     model.into_iter().map(entry).collect()
 }
 
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
-}
-
 fn report(killing: &mut Killing, objects: u64, took: Duration) {
     killing.restarts_ms.sort_by(f64::total_cmp);
     let share = f64::from(killing.in_commit) / f64::from(killing.kills);
@@ -311,8 +300,7 @@ fn readers_see_only_whole_objects_however_often_control_is_killed() {
     if !gate::may_run("kills") {
         return;
     }
-    let kills: u16 =
-        std::env::var("FAIRWAY_KILLS").map_or(100, |n| n.parse().expect("FAIRWAY_KILLS: a number"));
+    let kills = spread::kills("FAIRWAY_KILLS", 100);
     let mut killing = Killing::new();
     let run_dir = killing.testbed.nodes()[0].run_dir().to_owned();
     killing.start();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Cluster;
+use common::{Cluster, number_after};
 use fairway_tests::gate;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::process::Output;
@@ -50,13 +50,6 @@ fn engine(cluster: &mut Cluster) -> Engine {
     let pid = node.dataplane().expect("the dataplane runs").pid();
     let packets = number_after(&counters, "rx-packets").unwrap_or_else(|| panic!("{counters}"));
     Engine { pid, descriptors: descriptors(pid), packets }
-}
-
-/// The first number that follows a word.
-fn number_after(text: &str, word: &str) -> Option<u64> {
-    let rest = &text[text.find(word)? + word.len()..];
-    let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
-    digits[..digits.find(|c: char| !c.is_ascii_digit())?].parse().ok()
 }
 
 fn restart(cluster: &mut Cluster) -> Output {

@@ -5,25 +5,20 @@
 mod common;
 
 use common::Cluster;
-use fairway_tests::manifests::{EndpointSpec, ServiceSpec};
+use common::load::{self, Streams};
+use fairway_tests::manifests::ServiceSpec;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::pod::probe::ProbeSummary;
-use fairway_tests::pod::stream::{ALL_OPEN, StreamSummary};
-use fairway_tests::process::{Process, wait_for};
+use fairway_tests::pod::stream::StreamSummary;
 use fairway_tests::programs::share_of_cores;
 use fairway_tests::report::{Figure, Report};
 use fairway_tests::snmp::{self, Counters};
-use fairway_tests::testbed::STREAM_PORT;
 use fairway_tests::{gate, sys};
-use serde::de::DeserializeOwned;
 use serde_json::json;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
-const STREAMS: u64 = 200;
-const RECORDS: u64 = 50;
-const RECORD_BYTES: u64 = 1000;
-const INTERVAL_MS: u64 = 100;
+const STREAMS: Streams =
+    Streams { count: 200, records: 50, record_bytes: 1000, interval_ms: 100, timeout_ms: 40_000 };
 const PROBE_PPS: u64 = 1000;
 const PROBE_MS: u64 = 5000;
 /// How long what was killed stays dead: about what a supervisor takes to notice.
@@ -110,43 +105,6 @@ impl Blow {
     }
 }
 
-/// A service in front of the servers that send streams back.
-fn stream_service(cluster: &Cluster) -> ServiceSpec {
-    let service = ServiceSpec {
-        namespace: "shop".to_owned(),
-        name: "streams".to_owned(),
-        cluster_ip: Ipv4Addr::new(10, 96, 0, 81),
-        port: 81,
-        target_port: STREAM_PORT,
-    };
-    cluster.testbed.manifests().service(&service).expect("service");
-    service
-}
-
-/// Has new connections to both services go to these pods.
-fn send_new_connections_to(cluster: &mut Cluster, streams: &ServiceSpec, names: &[&str]) {
-    let endpoint = |name: &&str| {
-        let pod = cluster.testbed.pod(cluster.pod(name));
-        let node = cluster.testbed.nodes()[pod.node()].name().to_owned();
-        EndpointSpec { pod: (*name).to_owned(), ip: pod.ip(), node }
-    };
-    let endpoints: Vec<EndpointSpec> = names.iter().map(endpoint).collect();
-    cluster.testbed.manifests().endpoints(streams, &endpoints).expect("endpoints");
-    // Written later, so that once this one is in force the other is too.
-    cluster.set_backends(names);
-    cluster.wait_for_backends(names);
-}
-
-/// The last line of a client that has ended.
-fn answer<T: DeserializeOwned>(cluster: &mut Cluster, mut client: Process) -> T {
-    let waited = cluster.testbed.wait(&format!("the {} ends", client.name()), DEADLINE, |_| {
-        client.ended().map(drop).ok_or("still running".to_owned())
-    });
-    waited.unwrap_or_else(|error| panic!("{error}"));
-    let log = client.log();
-    serde_json::from_str(log.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {log}"))
-}
-
 /// Counters of both nodes' kernels and of the pod that gets new connections.
 fn kernels(cluster: &Cluster) -> Vec<(String, Counters)> {
     let nodes = cluster.testbed.nodes().iter().map(|node| (node.name().to_owned(), node.netns()));
@@ -169,7 +127,7 @@ impl Cost {
         let dead_ms =
             if self.blow.kills_control() || self.blow.kills_dataplane() { DEAD.as_millis() } else { 0 };
         let params = json!({
-            "streams": STREAMS, "bytes_per_stream": RECORDS * RECORD_BYTES, "probe_pps": PROBE_PPS,
+            "streams": STREAMS.count, "bytes_per_stream": STREAMS.records * STREAMS.record_bytes, "probe_pps": PROBE_PPS,
             "probe_ms": PROBE_MS, "dead_ms": dead_ms,
         });
         let figure = |metric: &str, value: f64, unit: &str| {
@@ -204,28 +162,13 @@ impl Cost {
 }
 
 fn suffer(cluster: &mut Cluster, service: &ServiceSpec, blow: Blow) -> Cost {
-    send_new_connections_to(cluster, service, &["web-2", "web-3"]);
-    let target = format!("{}:{}", service.cluster_ip, service.port);
-    let numbers = [STREAMS, RECORDS, RECORD_BYTES, INTERVAL_MS].map(|number| number.to_string());
-    let [count, records, bytes, interval] = numbers.each_ref().map(String::as_str);
-    let args = ["streams", target.as_str(), "--count", count, "--records", records];
-    let pace = ["--record-bytes", bytes, "--interval-ms", interval, "--timeout-ms", "40000"];
-    let streams = cluster.testbed.start_client(cluster.client, &[args, pace].concat()).expect("client");
-    let opened = wait_for("all streams are open", DEADLINE, || {
-        Ok(if streams.log().contains(ALL_OPEN) { Ok(()) } else { Err(streams.log()) })
-    });
-    opened.unwrap_or_else(|error| panic!("{error}"));
-    // A connection whose binding is forgotten would go to web-1 now, which would reset it.
-    send_new_connections_to(cluster, service, &["web-1"]);
-
+    let streams = load::open_streams(cluster, service, STREAMS);
     let before = kernels(cluster);
-    let (probed, pps, ms) = (cluster.pod_address("web-2"), PROBE_PPS.to_string(), PROBE_MS.to_string());
-    let args = ["probe", probed.as_str(), "--rate-pps", &pps, "--duration-ms", &ms];
-    let probe = cluster.testbed.start_client(cluster.client, &args).expect("client");
+    let probe = load::start_probe(cluster, PROBE_PPS, PROBE_MS);
     std::thread::sleep(Duration::from_millis(500));
     blow.strike(cluster);
-    let probe: ProbeSummary = answer(cluster, probe);
-    let streams: StreamSummary = answer(cluster, streams);
+    let probe: ProbeSummary = load::answer(cluster, probe, DEADLINE);
+    let streams: StreamSummary = load::answer(cluster, streams, DEADLINE);
     let after = kernels(cluster);
 
     let growth = |place: usize, name: &str| after[place].1[name] - before[place].1[name];
@@ -249,12 +192,8 @@ fn two_hundred_connections_outlive_every_crash_and_keep_their_backends() {
     }
     let _alone = gate::alone();
     let mut cluster = Cluster::start(1);
-    // Kubernetes nodes forward: what the engine does not take, the kernel gets to see and to answer.
-    for node in cluster.testbed.nodes() {
-        let set = node.netns().run("sysctl", &["-qw", "net.ipv4.ip_forward=1"], Duration::from_secs(10));
-        set.and_then(|output| output.success()).expect("the kernel forwards");
-    }
-    let service = stream_service(&cluster);
+    load::let_kernels_forward(&cluster);
+    let service = load::stream_service(&cluster);
     let report = Report::of_target("test-survival");
     // Figures of an earlier run must not pass for figures of this one.
     let _ = std::fs::remove_file(report.path());
@@ -264,11 +203,11 @@ fn two_hundred_connections_outlive_every_crash_and_keep_their_backends() {
         report.add(&cost.figures()).expect("report");
         assert_eq!(
             (streams.streams, streams.byte_exact),
-            (STREAMS, STREAMS),
+            (STREAMS.count, STREAMS.count),
             "{blow:?}: {:?}",
             streams.errors
         );
-        assert_eq!(streams.bytes, STREAMS * RECORDS * RECORD_BYTES, "{blow:?}");
+        assert_eq!(streams.bytes, STREAMS.count * STREAMS.records * STREAMS.record_bytes, "{blow:?}");
         let backends: Vec<&str> = streams.backends.keys().map(String::as_str).collect();
         assert_eq!(backends, ["web-2", "web-3"], "{blow:?}");
         assert_eq!(probe.sent, PROBE_PPS * PROBE_MS / 1000, "{blow:?}");
@@ -286,7 +225,7 @@ fn two_hundred_connections_outlive_every_crash_and_keep_their_backends() {
         }
     }
     // The node is as good as new: one more change of backends reaches it.
-    send_new_connections_to(&mut cluster, &service, &["web-1", "web-3"]);
+    load::send_new_connections_to(&mut cluster, &service, &["web-1", "web-3"]);
     let url = cluster.url("/");
     let summary: Summary = cluster.client(&["get", &url, "--count", "20", "--no-keepalive"], DEADLINE);
     assert_eq!(summary.failures, 0, "{:?}", summary.errors);

@@ -4,6 +4,8 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+pub(crate) mod load;
+
 use fairway_tests::manifests::{EndpointSpec, ServiceSpec};
 use fairway_tests::ping::ping;
 use fairway_tests::pod::client::Summary;
@@ -15,6 +17,13 @@ use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(20);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The first number that follows a word.
+pub(crate) fn number_after(text: &str, word: &str) -> Option<u64> {
+    let rest = &text[text.find(word)? + word.len()..];
+    let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+    digits[..digits.find(|c: char| !c.is_ascii_digit())?].parse().ok()
+}
 
 /// A running cluster.
 pub(crate) struct Cluster {
