@@ -7,7 +7,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine bench-pktgen clean deps
+.PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine bench-pktgen
+.PHONY: bench-churn clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -61,6 +62,10 @@ bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, besid
 	$(PKTGEN) peers $(PKTGEN_METHOD)
 	$(PKTGEN) report $(FAIRWAY_REPORT_DIR)/bench-pktgen.json --html $(FAIRWAY_REPORT_DIR)/bench-pktgen.html \
 		--note "$$(uname -srm), $$(nproc) CPUs, $$(date -u +%FT%RZ); one engine worker on the last core, generator and sink on the first"
+
+bench-churn: build ## Measure the cost of change at 100, 1,000 and 5,000 nodes (root for the part with manifests)
+	$(CARGO) build --release -p fairway-bench --bin bench-churn
+	FAIRWAY_BIN_DIR=$(abspath $(TARGET_DIR))/release $(TARGET_DIR)/release/bench-churn
 
 clean: ## Delete everything built
 	$(CARGO) clean

@@ -1,5 +1,6 @@
 //! Fairway's benchmarks. What lives here measures; it decides nothing and is linked by nothing.
 
 pub mod alloc;
+pub mod churn;
 pub mod engine;
 pub mod pktgen;

@@ -113,7 +113,7 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
         }
         probe(&core, &mut netlink);
         retry(&core, &mut retried);
-        let wanted = core.lock().host_plan();
+        let Some(wanted) = core.lock().new_host_plan() else { continue };
         plan_tx.send_if_modified(|plan| {
             let changed = *plan != wanted;
             *plan = wanted;

@@ -6,6 +6,7 @@ use crate::kernel::{NeighbourTrust, Prober, Update};
 use crate::manifests::{Folder, Scan};
 use crate::model::Key;
 use crate::names;
+use crate::object::{Kind, Object};
 use crate::publisher::Publisher;
 use fairway_tables::{Ip, Prefix, Writer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +42,7 @@ pub struct Core {
     index: Index,
     publisher: Publisher,
     folder: Folder,
-    folder_read: bool,
+    objects_listed: bool,
     kernel_listed: bool,
     /// Changes that wait for the first look at every source.
     held_back: BTreeSet<Key>,
@@ -50,6 +51,8 @@ pub struct Core {
     errors: BTreeMap<&'static str, String>,
     /// Raised when the host veth changed under us.
     host_epoch: u64,
+    /// Whether the host plan may have changed since it was last asked for.
+    plan_is_old: bool,
 }
 
 impl Core {
@@ -69,12 +72,13 @@ impl Core {
             started: Instant::now(),
             publisher,
             folder: Folder::default(),
-            folder_read: false,
+            objects_listed: false,
             kernel_listed: false,
             held_back: BTreeSet::new(),
             prober: Prober::default(),
             errors: BTreeMap::new(),
             host_epoch: 0,
+            plan_is_old: true,
         }
     }
 
@@ -88,15 +92,32 @@ impl Core {
         if let Some(scan) = scans.into_iter().last() {
             self.scan(scan, &mut touched);
         }
-        if !(self.folder_read && self.kernel_listed) {
+        self.publish(touched);
+    }
+
+    /// Takes in objects from a source that says itself what changed, such as a watch. Its first call must bring all
+    /// that the source lists: what the tables hold beyond that is then dropped.
+    pub fn take_objects(&mut self, events: impl IntoIterator<Item = Event>) {
+        let mut touched = std::mem::take(&mut self.held_back);
+        for event in events {
+            self.apply(event, &mut touched);
+        }
+        self.objects_listed = true;
+        self.publish(touched);
+    }
+
+    fn publish(&mut self, touched: BTreeSet<Key>) {
+        if !(self.objects_listed && self.kernel_listed) {
             self.held_back = touched;
             return;
         }
         self.publisher.publish(self.index.model(), touched);
         // Objects of a broken file may be what an earlier run's entries came from: these stay until it is mended.
-        if self.folder.errors().is_empty() {
+        if !self.folder.has_errors() {
             let freed = self.index.release_unclaimed();
-            self.publisher.publish(self.index.model(), freed.into_iter().map(|(key, _)| key));
+            if !freed.is_empty() {
+                self.publisher.publish(self.index.model(), freed.into_iter().map(|(key, _)| key));
+            }
             self.publisher.drop_leftovers(self.index.model());
         }
     }
@@ -104,11 +125,12 @@ impl Core {
     /// Tries again what the tables refused.
     pub fn retry(&mut self) {
         if !self.publisher.refused().is_empty() {
-            self.publisher.publish(self.index.model(), []);
+            self.publisher.retry(self.index.model());
         }
     }
 
     fn apply(&mut self, event: Event, touched: &mut BTreeSet<Key>) {
+        self.plan_is_old |= concerns_host_plan(&event);
         touched.extend(self.index.apply(event).into_iter().map(|(key, _)| key));
     }
 
@@ -129,7 +151,7 @@ impl Core {
         for event in events {
             self.apply(event, touched);
         }
-        self.folder_read = true;
+        self.objects_listed = true;
     }
 
     fn update(&mut self, update: Update, touched: &mut BTreeSet<Key>) {
@@ -175,6 +197,12 @@ impl Core {
     /// What the node's own network needs, and a number that changes when it must be looked at again.
     pub fn host_plan(&self) -> Option<(HostPlan, u64)> {
         Some((self.index.host_plan(&self.options.service_cidrs)?, self.host_epoch))
+    }
+
+    /// As [`Core::host_plan`], if something happened since the last call that may have changed it: working it out
+    /// goes through the whole cluster.
+    pub fn new_host_plan(&mut self) -> Option<Option<(HostPlan, u64)>> {
+        std::mem::take(&mut self.plan_is_old).then(|| self.host_plan())
     }
 
     /// Notes what is wrong in some part, or that it is no more.
@@ -223,6 +251,22 @@ impl Core {
     /// The manifests folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
+    }
+}
+
+/// Whether the plan for the node's own network may follow another after this event: it speaks of nodes' pod ranges,
+/// service addresses, the uplink and the host veth.
+fn concerns_host_plan(event: &Event) -> bool {
+    match event {
+        Event::Upsert(object) => matches!(object, Object::Node(_) | Object::Service(_)),
+        Event::Delete(key) => matches!(key.kind, Kind::Node | Kind::Service),
+        Event::Kernel(event) => !matches!(
+            event,
+            KernelEvent::Route(..)
+                | KernelEvent::RouteReplaced(..)
+                | KernelEvent::RouteGone(..)
+                | KernelEvent::Neighbour(..)
+        ),
     }
 }
 

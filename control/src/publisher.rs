@@ -3,7 +3,7 @@
 //! nothing else suffers.
 
 use crate::model::{Key, Model, Value, diff};
-use fairway_tables::{ApplyError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Vxlan, Writer};
+use fairway_tables::{ApplyError, GrowError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Vxlan, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -37,14 +37,25 @@ pub struct Publisher {
     /// What an earlier run left and nothing asks for now, kept until [`Publisher::drop_leftovers`].
     leftovers: BTreeSet<Key>,
     last_change: Option<LastChange>,
+    max_tables_bytes: u64,
 }
+
+/// How large the tables file may grow by itself; only what is used of it takes memory.
+const MAX_TABLES_BYTES: u64 = 1 << 30;
 
 impl Publisher {
     /// Takes over the tables as they are.
     pub fn new(writer: Writer) -> Publisher {
         let published = read(writer.view());
         let leftovers = published.keys().copied().collect();
-        Publisher { writer, published, refused: BTreeMap::new(), leftovers, last_change: None }
+        Publisher {
+            writer,
+            published,
+            refused: BTreeMap::new(),
+            leftovers,
+            last_change: None,
+            max_tables_bytes: MAX_TABLES_BYTES,
+        }
     }
 
     /// What the tables hold.
@@ -83,11 +94,21 @@ impl Publisher {
         if leftovers.is_empty() { Published::default() } else { self.publish(desired, leftovers) }
     }
 
-    /// Brings these entries, and those refused before, in line with what is desired.
+    /// Tries again what was refused.
+    pub fn retry(&mut self, desired: &Model) -> Published {
+        let refused = std::mem::take(&mut self.refused);
+        self.publish(desired, refused.into_keys())
+    }
+
+    /// Brings these entries in line with what is desired; with them, if one of them goes and so makes room, those
+    /// refused before.
     pub fn publish(&mut self, desired: &Model, keys: impl IntoIterator<Item = Key>) -> Published {
         let begin = Instant::now();
         let mut keys: BTreeSet<Key> = keys.into_iter().collect();
-        keys.extend(std::mem::take(&mut self.refused).into_keys());
+        if keys.iter().any(|key| self.published.contains_key(key) && !desired.contains_key(key)) {
+            keys.extend(self.refused.keys().copied());
+        }
+        keys.iter().for_each(|key| drop(self.refused.remove(key)));
         let kept = |key: &Key| self.leftovers.contains(key) && !desired.contains_key(key);
         let part = |model: &Model| -> Model {
             keys.iter().filter(|k| !kept(k)).filter_map(|k| Some((*k, model.get(k)?.clone()))).collect()
@@ -117,7 +138,13 @@ impl Publisher {
             return Ok(());
         }
         let batch: Vec<Op> = ops.iter().map(|(_, op)| op.clone()).collect();
-        self.writer.apply(&batch)?;
+        loop {
+            match self.writer.apply(&batch) {
+                Ok(_) => break,
+                Err(ApplyError::Full { table, needed, .. }) if self.grow(table, needed) => {}
+                Err(error) => return Err(error),
+            }
+        }
         for (key, _) in ops {
             match desired.get(key) {
                 Some(value) => self.published.insert(*key, value.clone()),
@@ -125,6 +152,24 @@ impl Publisher {
             };
         }
         Ok(())
+    }
+
+    /// Makes a table larger, if it may be. Port numbers are given out up to a number fixed at the start.
+    fn grow(&mut self, table: &'static str, needed: u64) -> bool {
+        if table == "ports" || table == "settings" {
+            return false;
+        }
+        match self.writer.grow(table, needed, self.max_tables_bytes) {
+            Ok(_) => {
+                tracing::info!(table, needed, "the tables were full and are larger now");
+                true
+            }
+            Err(GrowError::Heap) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the tables are full and cannot grow");
+                false
+            }
+        }
     }
 
     fn apply_what_fits(&mut self, ops: &[(Key, Op)], desired: &Model) {
@@ -229,6 +274,28 @@ mod tests {
         assert_eq!((outcome.set, outcome.deleted), (0, 1));
         assert_eq!(read(publisher.view()), desired);
         assert_eq!(publisher.published(), &desired);
+    }
+
+    #[test]
+    fn full_tables_in_files_grow_up_to_their_limit_and_then_refuse_what_is_too_much() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::open(dir.path(), Capacities { routes: 4, ..Capacities::default() }).unwrap();
+        let mut publisher = Publisher::new(writer);
+        let desired: Model = (0..40).map(route).collect();
+        assert_eq!(publisher.publish(&desired, desired.keys().copied()).refused, 0);
+        assert_eq!(read(publisher.view()), desired);
+        let usage = publisher.usage().into_iter().find(|usage| usage.table == "routes").unwrap();
+        assert_eq!((usage.used, usage.capacity), (40, 64));
+
+        publisher.max_tables_bytes = 1 << 20;
+        let more: Model = (0..100).map(route).collect();
+        let outcome = publisher.publish(&more, more.keys().copied());
+        assert_eq!((outcome.refused, publisher.view().routes().count()), (36, 64));
+        let error = publisher.refused().values().next().unwrap();
+        assert!(matches!(error, ApplyError::Full { table: "routes", capacity: 64, .. }), "{error}");
+        publisher.max_tables_bytes = MAX_TABLES_BYTES;
+        assert_eq!(publisher.retry(&more).refused, 0);
+        assert_eq!(read(publisher.view()), more);
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn node_octet(n: u8) -> u8 {
 fn a_change_of_another_service_leaves_a_flow_a_hit() {
     let mut world = world();
     assert_eq!(send(&mut world), Some(node_octet(1)));
-    for round in 0..500 {
+    for round in 0..8200 {
         world.set_service(OTHER, 80, proto::UDP, 8, &[(addr::remote_pod(round as u8 % 4, 9), 8080)]);
         assert_eq!(send(&mut world), Some(node_octet(1)));
     }
@@ -77,7 +77,7 @@ fn a_flow_whose_backend_left_is_bound_anew_also_over_a_time_without_the_service(
 fn a_worker_that_missed_too_many_changes_walks_everything() {
     let mut world = world();
     send(&mut world);
-    for round in 0..300 {
+    for round in 0..8200 {
         world.set_service(OTHER, 80, proto::UDP, 8, &[(addr::remote_pod(round as u8 % 4, 9), 8080)]);
     }
     assert_eq!(send(&mut world), Some(node_octet(1)));

@@ -221,7 +221,11 @@ pub(crate) fn open_for_writing(dir: &Path, capacities: &Capacities) -> Result<Wr
 
     let (tables, recovered) = match open_existing(&path, capacities)? {
         Some(tables) => (tables, true),
-        None => (create(dir, &path, capacities, layout)?, false),
+        None => {
+            let tables = make_aside(dir, capacities, layout)?;
+            move_into_place(dir)?;
+            (tables, false)
+        }
     };
     let region = WriteRegion::new(tables.region.clone());
     let quiescence = Quiescence::new(q_region, READER_SLOTS, tables.instance());
@@ -243,16 +247,26 @@ fn open_existing(path: &Path, wanted: &Capacities) -> Result<Option<Shared>, Ope
     }
     let (tables, found) = check_tables(path, region, len)?;
     for ((table, found, _), (_, wanted, _)) in found.list().into_iter().zip(wanted.list()) {
-        if found != wanted {
+        // A file that has grown is not made smaller again.
+        if found < wanted {
             return Err(OpenError::Capacity { path: path.to_owned(), table, found, wanted });
         }
     }
     Ok(Some(tables))
 }
 
-/// Makes new tables under another name and moves them into place when they are complete.
-fn create(dir: &Path, path: &Path, c: &Capacities, layout: Layout) -> Result<Shared, OpenError> {
-    let new = dir.join("tables.new");
+/// Under what name new tables are made.
+const NEW_TABLES: &str = "tables.new";
+
+/// Moves tables that are complete to where readers find them.
+pub(crate) fn move_into_place(dir: &Path) -> Result<(), OpenError> {
+    let path = dir.join(TABLES);
+    std::fs::rename(dir.join(NEW_TABLES), &path).map_err(io_error(&path, "move new tables to"))
+}
+
+/// Makes empty tables under another name; [`move_into_place`] follows when they are complete.
+pub(crate) fn make_aside(dir: &Path, c: &Capacities, layout: Layout) -> Result<Shared, OpenError> {
+    let new = dir.join(NEW_TABLES);
     let (file, region) = make_file(&new, layout.len as u64)?;
     let store = |offset, value| region.store64(offset, value, Ordering::Relaxed);
     let seed = sys::random();
@@ -267,7 +281,6 @@ fn create(dir: &Path, path: &Path, c: &Capacities, layout: Layout) -> Result<Sha
     }
     region.store64(header::MAGIC, MAGIC, Ordering::Release);
     drop(file);
-    std::fs::rename(&new, path).map_err(io_error(path, "move new tables to"))?;
     Ok(Shared { region: region.shared().clone(), layout, seed })
 }
 

@@ -15,7 +15,7 @@ pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"FAIRWAYT");
 /// Raised when the meaning of a field changes without changing its size.
 pub(crate) const ABI_VERSION: u64 = 2;
 /// Bytes before the first table.
-pub(crate) const HEADER_LEN: usize = 4096;
+pub(crate) const HEADER_LEN: usize = header::CHANGES + 8 * crate::changes::RING as usize;
 
 /// Offsets in the header. The first three stay where they are in every version.
 pub(crate) mod header {
@@ -45,18 +45,16 @@ pub(crate) mod header {
     pub(crate) const DEFAULT_V4: usize = 512;
     pub(crate) const DEFAULT_V6: usize = 516;
     /// The ring of [`changes`](crate::changes).
-    pub(crate) const CHANGES: usize = 2048;
+    pub(crate) const CHANGES: usize = 4096;
 }
-
-const _: () = assert!(header::CHANGES + 8 * crate::changes::RING as usize <= HEADER_LEN);
 
 /// FNV-1a, 64 bits: for fingerprints, not for hash tables.
 pub(crate) fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// How many entries each table can hold. Fixed when the file is made. Memory that is never used costs
-/// nothing, so it pays to be generous.
+/// How many entries each table can hold. Fixed when the file is made; [`Writer::grow`](crate::Writer::grow) makes a
+/// larger one. Memory that is never used costs nothing, so it pays to be generous.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capacities {
     /// Ports, up to 65,535.
@@ -171,6 +169,7 @@ impl Backends {
 
 /// Where each table lies.
 pub(crate) struct Layout {
+    pub(crate) capacities: Capacities,
     pub(crate) settings: Keyed<u64, Settings>,
     pub(crate) ports: Keyed<PortId, Port>,
     pub(crate) endpoints: Keyed<Ip, Endpoint>,
@@ -208,7 +207,20 @@ impl Layout {
         end = backends.at(1 << order);
         let tries = Tries::lay_out(&mut end, c.next_hops, c.lpm_nodes, mark(8), mark(9));
         let len = end.next_multiple_of(4096);
-        Ok(Layout { settings, ports, endpoints, routes, neighbours, tunnels, services, backends, tries, len })
+        let capacities = *c;
+        Ok(Layout {
+            capacities,
+            settings,
+            ports,
+            endpoints,
+            routes,
+            neighbours,
+            tunnels,
+            services,
+            backends,
+            tries,
+            len,
+        })
     }
 
     /// Fingerprint of every size that the layout is made of.

@@ -23,6 +23,8 @@ mod changes;
 mod error;
 #[cfg(not(loom))]
 mod files;
+#[cfg(not(loom))]
+mod grow;
 mod layout;
 mod lpm;
 #[cfg(not(loom))]
@@ -51,6 +53,8 @@ mod loom_tests;
 pub use addr::{Ip, Mac, MacParseError, Prefix, PrefixParseError};
 pub use changes::Change;
 pub use error::{ApplyError, OpenError};
+#[cfg(not(loom))]
+pub use grow::GrowError;
 pub use layout::Capacities;
 #[cfg(not(loom))]
 pub use op::Op;

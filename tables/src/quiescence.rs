@@ -74,6 +74,11 @@ impl Quiescence {
         Quiescence { region, slots, instance }
     }
 
+    /// The same lines, about another tables file.
+    pub(crate) fn of_instance(&self, instance: u64) -> Quiescence {
+        Quiescence { instance, ..self.clone() }
+    }
+
     /// Bytes for so many readers: a line for the header comes first.
     pub(crate) const fn len(slots: u32) -> usize {
         LINE * (1 + slots as usize)

@@ -20,7 +20,7 @@ use crate::sync::{Arc, Ordering};
 use crate::view::{Shared, View};
 use crate::{Ip, Prefix};
 use bytemuck::Pod;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Slots for readers of heap tables.
 const HEAP_READERS: u32 = 1024;
@@ -53,16 +53,18 @@ impl Tables {
         let lines = WriteRegion::new(Region::heap(Quiescence::len(HEAP_READERS)));
         let quiescence = Quiescence::new(lines, HEAP_READERS, 0);
         let factory = ReaderFactory::new(tables.clone(), quiescence.clone());
-        (Writer::new(tables, WriteRegion::new(region), quiescence, None), factory)
+        (Writer::new(tables, WriteRegion::new(region), quiescence, None, None), factory)
     }
 }
 
 /// See the module.
 pub struct Writer {
-    tables: Arc<Shared>,
-    region: WriteRegion,
-    quiescence: Quiescence,
-    lock: Option<WriterLock>,
+    pub(crate) tables: Arc<Shared>,
+    pub(crate) region: WriteRegion,
+    pub(crate) quiescence: Quiescence,
+    pub(crate) lock: Option<WriterLock>,
+    /// Where the files are; `None` in heap memory.
+    pub(crate) dir: Option<PathBuf>,
     pub(crate) state: State,
 }
 
@@ -137,8 +139,9 @@ impl Writer {
     }
 
     fn open_files(files: files::WriterFiles) -> Result<Writer, OpenError> {
+        let dir = files.path.parent().map(Path::to_owned);
         let mut writer =
-            Writer::new(Arc::new(files.tables), files.region, files.quiescence, Some(files.lock));
+            Writer::new(Arc::new(files.tables), files.region, files.quiescence, Some(files.lock), dir);
         if files.recovered {
             let generation = writer.view().generation().wrapping_add(1);
             let changed = writer
@@ -157,14 +160,15 @@ impl Writer {
         Ok(writer)
     }
 
-    fn new(
+    pub(crate) fn new(
         tables: Arc<Shared>,
         region: WriteRegion,
         quiescence: Quiescence,
         lock: Option<WriterLock>,
+        dir: Option<PathBuf>,
     ) -> Writer {
         let state = State::new(&tables.layout);
-        Writer { tables, region, quiescence, lock, state }
+        Writer { tables, region, quiescence, lock, dir, state }
     }
 
     /// The tables as they are now.

@@ -28,6 +28,7 @@ struct FileState {
 pub struct Folder {
     files: BTreeMap<String, FileState>,
     objects: BTreeMap<ObjectKey, Object>,
+    has_errors: bool,
 }
 
 impl Folder {
@@ -56,6 +57,9 @@ impl Folder {
             };
         }
         self.admit();
+        let is_wrong =
+            |state: &FileState| !state.parse_errors.is_empty() || !state.conflict_errors.is_empty();
+        self.has_errors = self.files.values().any(is_wrong);
         self.events()
     }
 
@@ -108,6 +112,11 @@ impl Folder {
     pub fn errors(&self) -> Vec<ManifestError> {
         let of = |state: &FileState| [state.parse_errors.clone(), state.conflict_errors.clone()].concat();
         self.files.values().flat_map(of).collect()
+    }
+
+    /// Whether any file has an error.
+    pub fn has_errors(&self) -> bool {
+        self.has_errors
     }
 
     /// How many files there are.
