@@ -2,54 +2,15 @@
 
 mod common;
 
-use common::{node, pod, service, slice};
+use common::{files, kernel, node, options, pod, service, slice};
 use fairway_control::api::client::{ClientError, SOCKET, get};
 use fairway_control::api::{ApiSocket, types};
-use fairway_control::core::{Core, Options, SharedCore};
-use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
-use fairway_control::kernel::{NeighbourTrust, Update};
-use fairway_control::names::{GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, host_veth, pod_mac, vtep_mac};
+use fairway_control::core::{Core, SharedCore};
+use fairway_control::names::{GATEWAY_MAC, HOST_ENGINE_IF, pod_mac, vtep_mac};
 use fairway_tables::{
     Backend, Capacities, Ip, Mac, NextHop, NextHopKind, PortId, PortKind, ServiceKey, Tables, Writer,
 };
 use std::path::Path;
-
-fn options(run_dir: &Path) -> Options {
-    Options {
-        run_dir: run_dir.to_owned(),
-        node: "a".into(),
-        manifests: "/nowhere".into(),
-        uplink: None,
-        vni: 4096,
-        vxlan_port: 4789,
-        service_cidrs: vec![],
-        max_ports: 64,
-    }
-}
-
-fn files(list: &[(&str, String)]) -> Vec<fairway_control::manifests::Scan> {
-    vec![Ok(list.iter().map(|(name, text)| ((*name).to_owned(), Ok(text.clone()))).collect())]
-}
-
-fn link(ifindex: u32, name: &str, mtu: u32) -> KernelEvent {
-    KernelEvent::Link(Link { ifindex, name: name.into(), mac: Mac([2, 0, 0, 0, 0, ifindex as u8]), mtu })
-}
-
-fn kernel(pods: &[&str]) -> Vec<Update> {
-    let mut facts = Facts::default();
-    let mut events = vec![
-        link(2, "eth0", 1500),
-        link(3, HOST_KERNEL_IF, 1450),
-        link(4, HOST_ENGINE_IF, 1450),
-        KernelEvent::Address(2, Ip::v4([192, 0, 2, 1])),
-        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, RouteVia { ifindex: 2, gateway: None }),
-        KernelEvent::Neighbour(2, Ip::v4([192, 0, 2, 2]), Some(Mac([2; 6]))),
-    ];
-    let veths = pods.iter().enumerate().map(|(i, pod)| link(10 + i as u32, &host_veth("default", pod), 1450));
-    events.extend(veths);
-    events.iter().for_each(|event| facts.apply(event));
-    vec![Update::Listing(facts, vec![(2, Ip::v4([192, 0, 2, 2]), NeighbourTrust::Fresh)])]
-}
 
 fn cluster() -> Vec<(&'static str, String)> {
     let nodes = node("a", "10.244.1.0/24", "192.0.2.1") + &node("b", "10.244.2.0/24", "192.0.2.2");

@@ -1,6 +1,11 @@
 //! What several test files need: manifests of a small cluster, bounded waits, network namespaces.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use fairway_control::core::Options;
+use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
+use fairway_control::kernel::{NeighbourTrust, Update};
+use fairway_control::names::{HOST_ENGINE_IF, HOST_KERNEL_IF, host_veth};
+use fairway_tables::{Ip, Mac};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -112,4 +117,41 @@ impl Drop for Netns {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
     }
+}
+
+pub(crate) fn options(run_dir: &Path) -> Options {
+    Options {
+        run_dir: run_dir.to_owned(),
+        node: "a".into(),
+        manifests: "/nowhere".into(),
+        uplink: None,
+        vni: 4096,
+        vxlan_port: 4789,
+        service_cidrs: vec![],
+        max_ports: 64,
+    }
+}
+
+pub(crate) fn files(list: &[(&str, String)]) -> Vec<fairway_control::manifests::Scan> {
+    vec![Ok(list.iter().map(|(name, text)| ((*name).to_owned(), Ok(text.clone()))).collect())]
+}
+
+pub(crate) fn link(ifindex: u32, name: &str, mtu: u32) -> KernelEvent {
+    KernelEvent::Link(Link { ifindex, name: name.into(), mac: Mac([2, 0, 0, 0, 0, ifindex as u8]), mtu })
+}
+
+pub(crate) fn kernel(pods: &[&str]) -> Vec<Update> {
+    let mut facts = Facts::default();
+    let mut events = vec![
+        link(2, "eth0", 1500),
+        link(3, HOST_KERNEL_IF, 1450),
+        link(4, HOST_ENGINE_IF, 1450),
+        KernelEvent::Address(2, Ip::v4([192, 0, 2, 1])),
+        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, RouteVia { ifindex: 2, gateway: None }),
+        KernelEvent::Neighbour(2, Ip::v4([192, 0, 2, 2]), Some(Mac([2; 6]))),
+    ];
+    let veths = pods.iter().enumerate().map(|(i, pod)| link(10 + i as u32, &host_veth("default", pod), 1450));
+    events.extend(veths);
+    events.iter().for_each(|event| facts.apply(event));
+    vec![Update::Listing(facts, vec![(2, Ip::v4([192, 0, 2, 2]), NeighbourTrust::Fresh)])]
 }
