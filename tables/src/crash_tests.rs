@@ -153,7 +153,7 @@ fn a_writer_killed_at_any_store_leaves_readers_right_and_is_recovered() {
         let mut stores = u64::from(seed);
         while crash_at(&case, stores, stores % 5) {
             crashes += 1;
-            stores += 1 + stores / 12;
+            stores += 1 + stores / 20;
         }
         assert!(crashes > 60, "only {crashes} crashes in {stores} stores");
     }
@@ -186,15 +186,40 @@ fn a_writer_killed_while_expanding_a_wide_prefix_is_recovered() {
 }
 
 #[test]
+fn a_writer_killed_while_it_splits_or_joins_the_ways_to_prefixes_is_recovered() {
+    let hop = |n| NextHop::new(NextHopKind::Gateway, Ip::v4([192, 0, 2, n]), PortId(0));
+    let set = |p: &str, n| Op::SetRoute(p.parse().unwrap(), hop(n));
+    let del = |p: &str| Op::DelRoute(p.parse().unwrap());
+    let first = [set("2001:db8:1:2::7/128", 1), set("10.1.2.3/32", 2), set("2001:db9:1:2::/64", 3)];
+    let first = [&first[..], &[set("2001:db9::/32", 4), set("::/0", 5)]].concat();
+    let batches = [
+        // The way there is left half-way, at its start and at its end.
+        vec![set("2001:db8:1:3::/64", 9), set("2001:f00::/48", 9), set("2001:db8:1:2::8/128", 9)],
+        // Prefixes end on the way there, between two branches and not.
+        vec![set("2001:db8::/32", 9), set("2001:db8:1::/47", 9), set("10.1.2.0/28", 9)],
+        vec![set("2001:db8:1:2::/64", 9), del("2001:db8:1:2::7/128"), del("2001:db9::/32")],
+        vec![del("2001:db8:1:2::7/128"), del("10.1.2.3/32"), del("2001:db9:1:2::/64"), del("2001:db9::/32")],
+    ];
+    for second in batches {
+        let case = case(first.clone(), second);
+        let mut stores = 0;
+        while crash_at(&case, stores, stores % 7) {
+            stores += 1;
+        }
+        assert!(stores > 30, "only {stores} stores");
+    }
+}
+
+#[test]
 fn an_unfinished_route_is_undone_where_no_node_is_left_to_finish_it() {
     let dir = tempfile::tempdir().unwrap();
-    let capacities = Capacities { lpm_nodes: 1, ..capacities() };
+    let capacities = Capacities { lpm_nodes: 2, ..capacities() };
     let mut writer = Writer::open(dir.path(), capacities).unwrap();
     let reader = Reader::open(dir.path(), "holds nodes back").unwrap();
     let hop = NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE);
     let route = Op::SetRoute("10.0.0.1/32".parse().unwrap(), hop);
-    // The node is taken and filled, but not linked.
-    writer.stop_after_stores(200);
+    // One of two nodes is taken, and nothing is linked.
+    writer.stop_after_stores(30);
     assert!(stopped(|| writer.apply(std::slice::from_ref(&route))));
     assert_eq!(reader.view().routes().count(), 1);
     drop(writer);

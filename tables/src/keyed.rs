@@ -78,10 +78,14 @@ impl<K: Pod, V: Pod> Keyed<K, V> {
     #[inline(always)]
     fn key_words(key: &K) -> [u64; KEY_WORDS] {
         let mut words = [0; KEY_WORDS];
-        for (word, chunk) in words.iter_mut().zip(bytemuck::bytes_of(key).chunks(8)) {
+        let (whole, tail) = bytemuck::bytes_of(key).as_chunks::<8>();
+        for (word, bytes) in words.iter_mut().zip(whole) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        if !tail.is_empty() {
             let mut bytes = [0; 8];
-            bytes[..chunk.len()].copy_from_slice(chunk);
-            *word = u64::from_ne_bytes(bytes);
+            bytes.iter_mut().zip(tail).for_each(|(byte, new)| *byte = *new);
+            words[whole.len()] = u64::from_ne_bytes(bytes);
         }
         words
     }

@@ -3,7 +3,7 @@
 
 use crate::error::OpenError;
 use crate::keyed::Keyed;
-use crate::lpm::{Trie4, Trie6, Tries};
+use crate::lpm::{Nodes, Trie4, Trie6, Tries};
 use crate::record::{Backend, Endpoint, Neighbour, NeighbourKey, NextHop, Port, PortId};
 use crate::record::{Service, ServiceKey, Settings, Tunnel};
 use crate::region::words_len;
@@ -65,8 +65,8 @@ pub struct Capacities {
     pub routes: u32,
     /// Different next hops among the routes.
     pub next_hops: u32,
-    /// Inner nodes of the look-up tries, 1 KiB each: one per /24 with longer prefixes (IPv4), one per
-    /// 8 bits beyond the first 16 on the way to a prefix (IPv6).
+    /// Inner nodes of the look-up tries, 64 bytes each. A route longer than /24 (IPv4) or /16 (IPv6) takes one or
+    /// two, and up to three more while others are set in the same batch.
     pub lpm_nodes: u32,
     /// Neighbours.
     pub neighbours: u32,
@@ -85,7 +85,7 @@ impl Default for Capacities {
             endpoints: 4096,
             routes: 65_536,
             next_hops: 8192,
-            lpm_nodes: 16_384,
+            lpm_nodes: 262_144,
             neighbours: 8192,
             tunnels: 8192,
             services: 16_384,
@@ -106,7 +106,7 @@ impl Capacities {
             ("endpoints", self.endpoints, MANY),
             ("routes", self.routes, MANY),
             ("next_hops", self.next_hops, crate::lpm::MAX_NEXT_HOPS),
-            ("lpm_nodes", self.lpm_nodes, MANY),
+            ("lpm_nodes", self.lpm_nodes, crate::lpm::MAX_NODES),
             ("neighbours", self.neighbours, MANY),
             ("tunnels", self.tunnels, MANY),
             ("services", self.services, MANY),
@@ -235,6 +235,7 @@ impl Layout {
             Keyed::<ServiceKey, ServiceValue>::shape(),
             [Backends::STRIDE, size_of::<Service>(), size_of::<NextHop>()],
             [Trie4::ROOT_BITS as usize, Trie6::ROOT_BITS as usize, HEADER_LEN],
+            [Nodes::STRIDE, crate::lpm::STRIDE as usize, 0],
             [header::CHANGE_COUNT, header::CHANGES, crate::changes::RING as usize],
         ];
         fnv(shapes.as_flattened().iter().flat_map(|n| (*n as u64).to_le_bytes()))

@@ -27,8 +27,11 @@ mod files;
 mod grow;
 mod layout;
 mod lpm;
+mod lpm_nodes;
 #[cfg(not(loom))]
 mod lpm_write;
+#[cfg(not(loom))]
+mod next_hops;
 #[cfg(not(loom))]
 mod op;
 mod quiescence;

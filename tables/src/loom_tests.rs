@@ -4,6 +4,8 @@
 
 use crate::keyed::{Keyed, KeyedWriter};
 use crate::layout::header;
+use crate::lpm::{Entry, Nodes, Trie};
+use crate::lpm_nodes::{NodeWriter, Target};
 use crate::quiescence::{Identity, Quiescence};
 use crate::region::{Region, WriteRegion};
 use crate::sync::{Arc, Ordering};
@@ -111,4 +113,30 @@ fn memory_is_reused_once_the_reader_left() {
         reader.join().unwrap();
     });
     assert!(reused.load(std::sync::atomic::Ordering::Relaxed), "no order in which the slot came free");
+}
+
+#[test]
+fn a_look_up_finds_the_old_or_the_new_route_while_ways_to_prefixes_are_split_and_joined() {
+    model(|| {
+        let mut end = 256;
+        let trie = Trie::<4, 128>::lay_out(&mut end, 240);
+        let nodes = Nodes::new(end.next_multiple_of(64), 6, 248);
+        let region = WriteRegion::new(Region::heap(end.next_multiple_of(64) + 6 * Nodes::STRIDE));
+        let mut writer = NodeWriter::new(nodes);
+        let (first, second) = (0x1234 << 112, 0x1264 << 112);
+        let (one, other) = (Entry::leaf(16, 1), Entry::leaf(16, 2));
+        trie.set(&region, &mut writer, Target { key: first, len: 16 }, one, 1);
+        let shared = region.shared().clone();
+        let reader = loom::thread::spawn(move || {
+            let found = trie.lookup(&shared, &nodes, first);
+            assert!(found == one || found == Entry::NONE);
+            let found = trie.lookup(&shared, &nodes, second);
+            assert!(found == other || found == Entry::NONE);
+        });
+        trie.set(&region, &mut writer, Target { key: second, len: 16 }, other, 2);
+        trie.clear(&region, &mut writer, Target { key: first, len: 16 }, Entry::NONE, 3);
+        reader.join().unwrap();
+        assert_eq!(trie.lookup(&region, &nodes, first), Entry::NONE);
+        assert_eq!(trie.lookup(&region, &nodes, second), other);
+    });
 }

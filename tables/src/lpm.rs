@@ -1,14 +1,15 @@
 //! Longest prefix match: one trie code for both families, and the next hops that its leaves name.
 //!
-//! A root array is indexed by the first bits of the address (24 for IPv4, which makes it DIR-24-8; 16 for
-//! IPv6); below it nodes of 256 entries take 8 bits each. An entry is one `u32`:
+//! A root array is indexed by the first bits of the address (24 for IPv4, 16 for IPv6). Below it lie nodes
+//! of one cache line each, of two kinds: a branch of 16 entries takes 4 bits; a skip stands for any number of
+//! levels on which there is only one way on. An entry is one `u32`:
 //! - 0: nothing longer than the default route;
 //! - leaf: bit 31 clear, prefix length in bits 22–29, next-hop number + 1 in bits 0–21;
-//! - child: bit 31 set, node number below.
+//! - child: bit 31 set, bit 30 tells a skip from a branch, node number below.
 //!
 //! Prefixes are expanded: every entry in a prefix's range names its route, unless a longer prefix does.
 //! The default route lies apart, so that it costs one store and not a whole root. An IPv4 look-up is one
-//! or two dependent loads, then the next hop's slot.
+//! load, or two or three where there is something longer than /24, then the next hop's slot.
 
 use crate::record::NextHop;
 use crate::region::{Region, words_len};
@@ -17,13 +18,28 @@ use crate::{Ip, Prefix};
 
 /// Next-hop numbers have 22 bits, and 0 is none.
 pub(crate) const MAX_NEXT_HOPS: u32 = (1 << 22) - 1;
-/// Entries per node.
-pub(crate) const NODE_ENTRIES: u32 = 256;
+/// Node numbers could have 30 bits; this many take 4 GiB.
+pub(crate) const MAX_NODES: u32 = 1 << 26;
+/// Bits that a branch takes.
+pub(crate) const STRIDE: u32 = 4;
+/// Entries of a branch.
+pub(crate) const BRANCH_ENTRIES: u32 = 1 << STRIDE;
 const CHILD: u32 = 1 << 31;
+const SKIP: u32 = 1 << 30;
 
 /// An entry of a root or node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Entry(pub(crate) u32);
+
+/// What an entry leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Leaf,
+    /// Number of a node.
+    Branch(u32),
+    /// Number of a node.
+    Skip(u32),
+}
 
 impl Entry {
     pub(crate) const NONE: Entry = Entry(0);
@@ -32,14 +48,34 @@ impl Entry {
         Entry(u32::from(len) << 22 | (next_hop + 1))
     }
 
-    pub(crate) fn child(node: u32) -> Entry {
+    pub(crate) fn branch(node: u32) -> Entry {
         Entry(CHILD | node)
     }
 
-    /// The node below, if this is not a leaf.
+    pub(crate) fn skip(node: u32) -> Entry {
+        Entry(CHILD | SKIP | node)
+    }
+
     #[inline(always)]
+    pub(crate) fn kind(self) -> Kind {
+        match (self.0 & CHILD, self.0 & SKIP) {
+            (0, _) => Kind::Leaf,
+            (_, 0) => Kind::Branch(self.0 & !CHILD),
+            (_, _) => Kind::Skip(self.0 & !(CHILD | SKIP)),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_leaf(self) -> bool {
+        self.0 & CHILD == 0
+    }
+
+    /// The node below, if this is not a leaf.
     pub(crate) fn node(self) -> Option<u32> {
-        (self.0 & CHILD != 0).then_some(self.0 & !CHILD)
+        match self.kind() {
+            Kind::Leaf => None,
+            Kind::Branch(node) | Kind::Skip(node) => Some(node),
+        }
     }
 
     /// Length of the prefix that a leaf belongs to; 0 for none.
@@ -74,10 +110,68 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Offset of an entry; `None` if there is no such node.
+    /// Bytes of a node.
+    pub(crate) const STRIDE: usize = 64;
+    /// Offsets in a skip. What stands on the way that is not taken, and below the way that is, are
+    /// entries and may change; the bits and their number never do.
+    const COVER: usize = 0;
+    const BELOW: usize = 4;
+    const COUNT: usize = 8;
+    const BITS: usize = 16;
+
+    pub(crate) fn new(offset: usize, count: u32, mark: usize) -> Nodes {
+        Nodes { offset, count, mark }
+    }
+
+    #[inline(always)]
+    fn at(&self, node: u32) -> Option<usize> {
+        (node < self.count).then(|| self.offset + Self::STRIDE * node as usize)
+    }
+
+    /// Offset of an entry of a branch; `None` if there is no such node.
     #[inline(always)]
     pub(crate) fn entry(&self, node: u32, index: u32) -> Option<usize> {
-        (node < self.count).then(|| self.offset + 4 * (NODE_ENTRIES * node + index) as usize)
+        self.at(node).map(|at| at + 4 * (index % BRANCH_ENTRIES) as usize)
+    }
+
+    /// A skip; `None` if there is no such node, or if it takes no bits or more than `room`.
+    #[inline(always)]
+    pub(crate) fn skip(&self, region: &Region, node: u32, room: u32) -> Option<Skip> {
+        let at = self.at(node)?;
+        let count = region.load32(at + Self::COUNT, Ordering::Relaxed);
+        let high = region.load64(at + Self::BITS, Ordering::Relaxed);
+        let low = region.load64(at + Self::BITS + 8, Ordering::Relaxed);
+        let bits = u128::from(high) << 64 | u128::from(low);
+        let sound = count > 0 && count <= room && count.is_multiple_of(STRIDE);
+        sound.then_some(Skip { bits, count, cover: at + Self::COVER, below: at + Self::BELOW })
+    }
+
+    /// Offsets and contents of a skip to be stored in `node`: two entries, the count, and the bits.
+    pub(crate) fn skip_words(&self, node: u32, bits: u128, count: u32) -> Option<([usize; 3], [u64; 2])> {
+        let at = self.at(node)?;
+        let bits = bits & (u128::MAX << (128 - count.clamp(1, 127)));
+        Some(([at + Self::COUNT, at + Self::BITS, at + Self::BITS + 8], [(bits >> 64) as u64, bits as u64]))
+    }
+}
+
+/// A node that stands for levels with one way on.
+#[derive(Clone, Copy)]
+pub(crate) struct Skip {
+    /// The bits of the way on, from the top.
+    pub(crate) bits: u128,
+    /// How many.
+    pub(crate) count: u32,
+    /// Offset of the entry for all that goes another way: a leaf.
+    pub(crate) cover: usize,
+    /// Offset of the entry for what goes this way.
+    pub(crate) below: usize,
+}
+
+impl Skip {
+    /// Whether an address goes this way, given its bits from the skip's depth on.
+    #[inline(always)]
+    pub(crate) fn takes(&self, rest: u128) -> bool {
+        (rest ^ self.bits) >> (128 - self.count) == 0
     }
 }
 
@@ -99,47 +193,58 @@ pub(crate) fn key_v4(octets: [u8; 4]) -> u128 {
     u128::from(u32::from_be_bytes(octets)) << 96
 }
 
+/// Which entry of a branch the next bits select.
+#[inline(always)]
+pub(crate) fn index(rest: u128) -> u32 {
+    (rest >> (128 - STRIDE)) as u32
+}
+
 impl<const ROOT: u32, const WIDTH: u32> Trie<ROOT, WIDTH> {
     pub(crate) const ROOT_BITS: u32 = ROOT;
 
-    fn lay_out(end: &mut usize, default: usize) -> Self {
+    pub(crate) fn lay_out(end: &mut usize, default: usize) -> Self {
         let root = end.next_multiple_of(4096);
         *end = root + (4 << ROOT);
         Trie { root, default }
     }
 
-    /// Offset of a root entry, below 2^ROOT.
-    #[inline(always)]
-    pub(crate) fn root_entry(&self, index: u32) -> usize {
-        self.root + 4 * index as usize
-    }
-
     /// Offset of the root entry of an address.
     #[inline(always)]
     pub(crate) fn root_of(&self, key: u128) -> usize {
-        self.root_entry((key >> (128 - ROOT)) as u32)
-    }
-
-    /// Which entry of a node at `depth` bits an address selects.
-    #[inline(always)]
-    pub(crate) fn index(key: u128, depth: u32) -> u32 {
-        (key >> (120 - depth)) as u32 & 0xff
+        self.root + 4 * (key >> (128 - ROOT)) as usize
     }
 
     #[inline(always)]
-    fn lookup(&self, region: &Region, nodes: &Nodes, key: u128) -> Entry {
+    pub(crate) fn lookup(&self, region: &Region, nodes: &Nodes, key: u128) -> Entry {
         let mut entry = Entry(region.load32(self.root_of(key), Ordering::Acquire));
-        let mut depth = ROOT;
-        while let Some(node) = entry.node() {
-            // A broken file may have children below the last bit, or nodes that do not exist.
+        // Loaded in any case: whether an address has a route is a branch that nobody can foretell, and one that was
+        // guessed wrong would keep the look-ups of a burst from overlapping.
+        let default = Entry(region.load32(self.default, Ordering::Acquire));
+        let (mut rest, mut depth) = (key << ROOT, ROOT);
+        // Every turn takes bits, so a broken file can't lead in circles.
+        while !entry.is_leaf() {
             if depth >= WIDTH {
                 return Entry::NONE;
             }
-            let Some(at) = nodes.entry(node, Self::index(key, depth)) else { return Entry::NONE };
-            entry = Entry(region.load32(at, Ordering::Acquire));
-            depth += 8;
+            match entry.kind() {
+                Kind::Leaf => break,
+                Kind::Branch(node) => {
+                    let Some(at) = nodes.entry(node, index(rest)) else { return Entry::NONE };
+                    entry = Entry(region.load32(at, Ordering::Acquire));
+                    (rest, depth) = (rest << STRIDE, depth + STRIDE);
+                }
+                Kind::Skip(node) => {
+                    let Some(skip) = nodes.skip(region, node, WIDTH - depth) else { return Entry::NONE };
+                    if !skip.takes(rest) {
+                        entry = Entry(region.load32(skip.cover, Ordering::Acquire));
+                        break;
+                    }
+                    entry = Entry(region.load32(skip.below, Ordering::Acquire));
+                    (rest, depth) = (rest << skip.count, depth + skip.count);
+                }
+            }
         }
-        if entry == Entry::NONE { Entry(region.load32(self.default, Ordering::Acquire)) } else { entry }
+        if entry == Entry::NONE { default } else { entry }
     }
 }
 
@@ -154,11 +259,10 @@ impl Tries {
         use crate::layout::header::{DEFAULT_V4, DEFAULT_V6};
         let next_hops = end.next_multiple_of(64);
         *end = next_hops + Self::NEXT_HOP_STRIDE * next_hop_count as usize;
-        let offset = end.next_multiple_of(4096);
-        *end = offset + 4 * NODE_ENTRIES as usize * node_count as usize;
+        let nodes = Nodes::new(end.next_multiple_of(4096), node_count, node_mark);
+        *end = nodes.offset + Nodes::STRIDE * node_count as usize;
         let v6 = Trie::lay_out(end, DEFAULT_V6);
         let v4 = Trie::lay_out(end, DEFAULT_V4);
-        let nodes = Nodes { offset, count: node_count, mark: node_mark };
         Tries { v4, v6, nodes, next_hops, next_hop_count, next_hop_mark }
     }
 

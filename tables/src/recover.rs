@@ -9,7 +9,7 @@ use crate::blocks::{Block, Blocks};
 use crate::error::OpenError;
 use crate::keyed::BrokenChain;
 use crate::layout::{RouteValue, header};
-use crate::lpm_write::BrokenTrie;
+use crate::lpm_nodes::BrokenTrie;
 use crate::region::WriteRegion;
 use crate::sync::Ordering;
 use crate::view::Shared;
@@ -115,7 +115,7 @@ impl State {
                 self.lpm.next_hops.release(value.id);
                 self.lpm.next_hops.retire_unreferenced(region, &tables.layout.tries, generation);
             }
-            Some(value) => self.lpm.set(region, &prefix, value.id, false),
+            Some(value) => self.lpm.set(region, &prefix, value.id, false, generation),
             None => self.lpm.delete(region, &prefix, false, generation, get),
         }
         region.store64(header::JOURNAL, 0, Ordering::Release);

@@ -143,9 +143,14 @@ impl Region {
     #[inline(always)]
     pub(crate) fn read<T: Pod>(&self, offset: usize) -> T {
         let mut value = T::zeroed();
-        for (i, chunk) in bytemuck::bytes_of_mut(&mut value).chunks_mut(8).enumerate() {
-            let word = self.load64(offset + 8 * i, Ordering::Relaxed).to_ne_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
+        // Whole words first: of a length that the compiler knows, they are copied by moves and not by calls.
+        let (words, tail) = bytemuck::bytes_of_mut(&mut value).as_chunks_mut::<8>();
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = self.load64(offset + 8 * i, Ordering::Relaxed).to_ne_bytes();
+        }
+        if !tail.is_empty() {
+            let word = self.load64(offset + 8 * words.len(), Ordering::Relaxed).to_ne_bytes();
+            tail.iter_mut().zip(word).for_each(|(byte, new)| *byte = new);
         }
         value
     }

@@ -447,7 +447,7 @@ impl Store<'_> {
         let value = RouteValue { next_hop: *next_hop, id };
         self.journalled(prefix, || {
             let old = state.routes.set(self.region, self.seed, prefix, &value, self.generation);
-            state.lpm.set(self.region, prefix, id, old.is_some());
+            state.lpm.set(self.region, prefix, id, old.is_some(), self.generation);
             if let Some(old) = old {
                 state.lpm.next_hops.release(old.id);
             }

@@ -35,12 +35,8 @@ fn look_ups_in_a_real_internet_table_find_the_longest_match() {
         .map(|line| (line[0].parse().unwrap(), next_hop(&line[1])))
         .collect();
     assert!(routes.len() > 200_000);
-    let (mut writer, factory) = Tables::heap(Capacities {
-        routes: 300_000,
-        next_hops: 40_000,
-        lpm_nodes: 16_384,
-        ..Capacities::default()
-    });
+    let (mut writer, factory) =
+        Tables::heap(Capacities { routes: 300_000, next_hops: 40_000, ..Capacities::default() });
     let sets: Vec<Op> = routes.iter().map(|(prefix, hop)| Op::SetRoute(*prefix, *hop)).collect();
     // In parts, so that nodes made by one batch are found by the next.
     for part in sets.chunks(50_000) {

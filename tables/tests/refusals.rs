@@ -73,7 +73,7 @@ fn a_batch_that_does_not_fit_changes_nothing_and_says_which_table_is_full() {
         assert_eq!((Model::of(writer.view()), writer.usage()), (before.clone(), usage));
         assert_eq!(writer.view().generation(), generation);
         before.check(writer.view());
-        writer.apply(&[endpoint(2), service(2, 6), route("fd00::/24", 2)]).unwrap();
+        writer.apply(&[endpoint(2), service(2, 6), route("fd00::/20", 2)]).unwrap();
     }
 }
 
