@@ -8,7 +8,7 @@ export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
 .PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine bench-pktgen
-.PHONY: bench-churn clean deps
+.PHONY: bench-churn bench-lpm clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -66,6 +66,10 @@ bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, besid
 bench-churn: build ## Measure the cost of change at 100, 1,000 and 5,000 nodes (root for the part with manifests)
 	$(CARGO) build --release -p fairway-bench --bin bench-churn
 	FAIRWAY_BIN_DIR=$(abspath $(TARGET_DIR))/release $(TARGET_DIR)/release/bench-churn
+
+bench-lpm: deps ## Check a million route changes, then time look-ups and changes from one route to a million
+	$(CARGO) run --release -p fairway-bench --bin bench-lpm -- --check
+	$(CARGO) run --release -p fairway-bench --bin bench-lpm
 
 clean: ## Delete everything built
 	$(CARGO) clean

@@ -3,4 +3,5 @@
 pub mod alloc;
 pub mod churn;
 pub mod engine;
+pub mod lpm;
 pub mod pktgen;
