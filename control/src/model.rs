@@ -2,8 +2,8 @@
 //! input, and the oracle of the tests.
 
 use fairway_tables::{
-    Backend, Endpoint, Ip, Neighbour, NeighbourKey, NextHop, Port, PortId, Prefix, Service, ServiceKey,
-    Settings, Tunnel,
+    Backend, Endpoint, Group, Ip, Neighbour, NeighbourKey, NextHop, Port, PortId, Prefix, Service,
+    ServiceKey, Settings, Tunnel,
 };
 use std::collections::BTreeMap;
 
@@ -41,8 +41,10 @@ pub enum Value {
     Endpoint(Endpoint),
     /// A service port and its backends, sorted, without repeats.
     Service(Service, Vec<Backend>),
-    /// A route.
+    /// A route with one next hop.
     Route(NextHop),
+    /// A route with several next hops.
+    Paths(Box<Group>),
 }
 
 /// Everything that the tables should hold.

@@ -197,7 +197,10 @@ pub fn read(view: View<'_>) -> Model {
     }
     model.extend(view.ports().map(|(k, v)| (Key::Port(k), Value::Port(v))));
     model.extend(view.endpoints().map(|(k, v)| (Key::Endpoint(k), Value::Endpoint(v))));
-    model.extend(view.routes().map(|(k, v)| (Key::Route(k), Value::Route(v))));
+    model.extend(view.routes().map(|(k, paths)| match paths.only() {
+        Some(next_hop) => (Key::Route(k), Value::Route(next_hop)),
+        None => (Key::Route(k), Value::Paths(Box::new(paths))),
+    }));
     model.extend(view.neighbours().map(|(k, v)| (Key::Neighbour(k), Value::Neighbour(v))));
     model.extend(view.tunnels().map(|(k, v)| (Key::Tunnel(k), Value::Tunnel(v))));
     model.extend(
@@ -232,6 +235,7 @@ fn op(key: &Key, value: Option<&Value>) -> Op {
         (Key::Port(k), Some(Value::Port(v))) => Op::SetPort(*k, *v),
         (Key::Endpoint(k), Some(Value::Endpoint(v))) => Op::SetEndpoint(*k, *v),
         (Key::Route(k), Some(Value::Route(v))) => Op::SetRoute(*k, *v),
+        (Key::Route(k), Some(Value::Paths(v))) => Op::SetPaths(*k, v.clone()),
         (Key::Neighbour(k), Some(Value::Neighbour(v))) => Op::SetNeighbour(*k, *v),
         (Key::Tunnel(k), Some(Value::Tunnel(v))) => Op::SetTunnel(*k, *v),
         (Key::Service(k), Some(Value::Service(v, backends))) => Op::SetService(*k, *v, backends.clone()),

@@ -24,6 +24,7 @@ fn capacities() -> Capacities {
         endpoints: 256,
         routes: 256,
         next_hops: 256,
+        route_groups: 8,
         lpm_nodes: 256,
         neighbours: 256,
         tunnels: 256,
@@ -114,7 +115,8 @@ fn assert_each_old_or_new(view: View<'_>, old: &Model, new: &Model, stores: u64)
         let value = now.get(key);
         assert!(value == old.get(key) || value == new.get(key), "after {stores} stores, {key:?}: {value:?}");
     }
-    for (prefix, hop) in view.routes() {
+    for (prefix, paths) in view.routes() {
+        let hop = paths.only().expect("routes of this cluster have one next hop");
         if hop.kind() == Some(fairway_tables::NextHopKind::Tunnel) {
             assert!(view.tunnel(hop.addr).is_some(), "after {stores} stores, {prefix} leads into no tunnel");
         }
@@ -127,7 +129,7 @@ fn assert_look_ups_agree_with_routes(view: View<'_>, stores: u64) {
     for addr in [[10, 244, 2, 5], [10, 244, 4, 0], [10, 244, 5, 9], [10, 244, 7, 255], [10, 245, 0, 1]] {
         let addr = Ip::v4(addr);
         let longest = view.routes().filter(|(prefix, _)| prefix.contains(addr)).max_by_key(|(p, _)| p.len());
-        assert_eq!(view.route(addr), longest.map(|(_, hop)| hop), "after {stores} stores, {addr}");
+        assert_eq!(view.paths(addr), longest.map(|(_, paths)| paths), "after {stores} stores, {addr}");
     }
 }
 

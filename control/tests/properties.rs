@@ -229,7 +229,7 @@ fn check(model: &Model) {
             (Key::Neighbour(_), Value::Neighbour(_))
             | (Key::Tunnel(_), Value::Tunnel(_))
             | (Key::Settings, Value::Settings(_))
-            | (Key::Route(_), Value::Route(_)) => {}
+            | (Key::Route(_), Value::Route(_) | Value::Paths(_)) => {}
             other => panic!("key and value of different kinds: {other:?}"),
         }
     }

@@ -63,7 +63,7 @@ fn check_reader_after_crash(reader: &Reader, journal: Option<Prefix>, old: &Mode
         };
     }
     for ip in probes(old.routes.keys().chain(new.routes.keys())) {
-        let route = reader.view().route(ip);
+        let route = reader.view().paths(ip);
         assert!(route == now.route(ip) || route == former.route(ip), "look-up of {ip}");
     }
 }
@@ -135,7 +135,7 @@ fn batches(seed: u8) -> (Vec<Op>, Vec<Op>) {
 fn without_wide_prefixes(ops: Vec<Op>) -> Vec<Op> {
     ops.into_iter()
         .filter(|op| match op {
-            Op::SetRoute(p, _) | Op::DelRoute(p) => {
+            Op::SetRoute(p, _) | Op::SetPaths(p, _) | Op::DelRoute(p) => {
                 p.is_empty() || p.len() >= if p.addr().is_v4() { 20 } else { 12 }
             }
             _ => true,

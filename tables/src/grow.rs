@@ -84,7 +84,12 @@ impl Writer {
         region.store64(header::GENERATION, self.view().generation(), Ordering::Release);
         let quiescence = self.quiescence.of_instance(tables.instance());
         let mut larger = Writer::new(tables, region, quiescence, None, Some(dir.clone()));
-        larger.apply(&self.entries())?;
+        for part in self.entries().chunks(512) {
+            // A batch sets more trie nodes aside than it takes in the end; one operation sets aside what it takes.
+            if larger.apply(part).is_err() {
+                part.iter().try_for_each(|op| larger.apply(std::slice::from_ref(op)).map(|_| ()))?;
+            }
+        }
         files::move_into_place(&dir)?;
         larger.lock = self.lock.take();
         *self = larger;
@@ -97,7 +102,7 @@ impl Writer {
         let mut ops: Vec<Op> = view.settings_if_set().map(Op::SetSettings).into_iter().collect();
         ops.extend(view.ports().map(|(k, v)| Op::SetPort(k, v)));
         ops.extend(view.endpoints().map(|(k, v)| Op::SetEndpoint(k, v)));
-        ops.extend(view.routes().map(|(k, v)| Op::SetRoute(k, v)));
+        ops.extend(view.routes().map(|(k, paths)| Op::SetPaths(k, Box::new(paths))));
         ops.extend(view.neighbours().map(|(k, v)| Op::SetNeighbour(k, v)));
         ops.extend(view.tunnels().map(|(k, v)| Op::SetTunnel(k, v)));
         ops.extend(view.services().map(|(k, v)| Op::SetService(k, v.service(), v.backends().collect())));

@@ -2,8 +2,9 @@
 //! arithmetic, the same in every process that agrees on the layout hash and the capacities.
 
 use crate::error::OpenError;
+use crate::group::Group;
 use crate::keyed::Keyed;
-use crate::lpm::{Nodes, Trie4, Trie6, Tries};
+use crate::lpm::{Nodes, Slots, Trie4, Trie6, Tries};
 use crate::record::{Backend, Endpoint, Neighbour, NeighbourKey, NextHop, Port, PortId};
 use crate::record::{Service, ServiceKey, Settings, Tunnel};
 use crate::region::words_len;
@@ -13,7 +14,7 @@ use bytemuck::{Pod, Zeroable};
 /// "FAIRWAY" and a kind of file.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"FAIRWAYT");
 /// Raised when the meaning of a field changes without changing its size.
-pub(crate) const ABI_VERSION: u64 = 2;
+pub(crate) const ABI_VERSION: u64 = 3;
 /// Bytes before the first table.
 pub(crate) const HEADER_LEN: usize = header::CHANGES + 8 * crate::changes::RING as usize;
 
@@ -63,8 +64,10 @@ pub struct Capacities {
     pub endpoints: u32,
     /// Routes of both families.
     pub routes: u32,
-    /// Different next hops among the routes.
+    /// Different next hops among the routes that have one.
     pub next_hops: u32,
+    /// Different sets of next hops among the routes that have several.
+    pub route_groups: u32,
     /// Inner nodes of the look-up tries, 64 bytes each. A route longer than /24 (IPv4) or /16 (IPv6) takes one or
     /// two, and up to three more while others are set in the same batch.
     pub lpm_nodes: u32,
@@ -85,6 +88,7 @@ impl Default for Capacities {
             endpoints: 4096,
             routes: 65_536,
             next_hops: 8192,
+            route_groups: 1024,
             lpm_nodes: 262_144,
             neighbours: 8192,
             tunnels: 8192,
@@ -95,7 +99,7 @@ impl Default for Capacities {
 }
 
 /// How many capacities there are.
-pub(crate) const CAPACITY_COUNT: usize = 9;
+pub(crate) const CAPACITY_COUNT: usize = 10;
 
 impl Capacities {
     /// (table, capacity, limit), in the order in which the header holds them.
@@ -106,6 +110,7 @@ impl Capacities {
             ("endpoints", self.endpoints, MANY),
             ("routes", self.routes, MANY),
             ("next_hops", self.next_hops, crate::lpm::MAX_NEXT_HOPS),
+            ("route_groups", self.route_groups, crate::lpm::MAX_NEXT_HOPS),
             ("lpm_nodes", self.lpm_nodes, crate::lpm::MAX_NODES),
             ("neighbours", self.neighbours, MANY),
             ("tunnels", self.tunnels, MANY),
@@ -116,8 +121,30 @@ impl Capacities {
 
     /// The inverse of [`list`](Self::list).
     pub(crate) fn from_list(list: [u32; CAPACITY_COUNT]) -> Capacities {
-        let [ports, endpoints, routes, next_hops, lpm_nodes, neighbours, tunnels, services, backends] = list;
-        Capacities { ports, endpoints, routes, next_hops, lpm_nodes, neighbours, tunnels, services, backends }
+        let [
+            ports,
+            endpoints,
+            routes,
+            next_hops,
+            route_groups,
+            lpm_nodes,
+            neighbours,
+            tunnels,
+            services,
+            backends,
+        ] = list;
+        Capacities {
+            ports,
+            endpoints,
+            routes,
+            next_hops,
+            route_groups,
+            lpm_nodes,
+            neighbours,
+            tunnels,
+            services,
+            backends,
+        }
     }
 }
 
@@ -126,7 +153,7 @@ impl Capacities {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub(crate) struct RouteValue {
     pub(crate) next_hop: NextHop,
-    /// Its number in the next-hop array.
+    /// Its number among the next hops; or, marked so, the number of a group, and then the next hop is zero.
     pub(crate) id: u32,
 }
 
@@ -205,7 +232,12 @@ impl Layout {
         let offset = end.next_multiple_of(64);
         let backends = Backends { offset, capacity: c.backends, order, high_water_offset: mark(7) };
         end = backends.at(1 << order);
-        let tries = Tries::lay_out(&mut end, c.next_hops, c.lpm_nodes, mark(8), mark(9));
+        let tries = Tries::lay_out(
+            &mut end,
+            (c.next_hops, mark(8)),
+            (c.route_groups, mark(10)),
+            (c.lpm_nodes, mark(9)),
+        );
         let len = end.next_multiple_of(4096);
         let capacities = *c;
         Ok(Layout {
@@ -235,7 +267,7 @@ impl Layout {
             Keyed::<ServiceKey, ServiceValue>::shape(),
             [Backends::STRIDE, size_of::<Service>(), size_of::<NextHop>()],
             [Trie4::ROOT_BITS as usize, Trie6::ROOT_BITS as usize, HEADER_LEN],
-            [Nodes::STRIDE, crate::lpm::STRIDE as usize, 0],
+            [Nodes::STRIDE, crate::lpm::STRIDE as usize, Slots::<Group>::STRIDE],
             [header::CHANGE_COUNT, header::CHANGES, crate::changes::RING as usize],
         ];
         fnv(shapes.as_flattened().iter().flat_map(|n| (*n as u64).to_le_bytes()))

@@ -9,6 +9,7 @@
 extern crate self as fairway_tables;
 
 mod addr;
+mod group;
 mod reason;
 pub mod record;
 mod sync;
@@ -56,6 +57,7 @@ mod loom_tests;
 pub use addr::{Ip, Mac, MacParseError, Prefix, PrefixParseError};
 pub use changes::Change;
 pub use error::{ApplyError, OpenError};
+pub use group::{Group, GroupError, MAX_PATHS, MAX_WEIGHT, Path};
 #[cfg(not(loom))]
 pub use grow::GrowError;
 pub use layout::Capacities;

@@ -4,20 +4,25 @@
 //! of one cache line each, of two kinds: a branch of 16 entries takes 4 bits; a skip stands for any number of
 //! levels on which there is only one way on. An entry is one `u32`:
 //! - 0: nothing longer than the default route;
-//! - leaf: bit 31 clear, prefix length in bits 22–29, next-hop number + 1 in bits 0–21;
+//! - leaf: bit 31 clear, bit 30 tells a group of next hops from one, prefix length in bits 22–29, number of the
+//!   next hop or group + 1 in bits 0–21;
 //! - child: bit 31 set, bit 30 tells a skip from a branch, node number below.
 //!
 //! Prefixes are expanded: every entry in a prefix's range names its route, unless a longer prefix does.
 //! The default route lies apart, so that it costs one store and not a whole root. An IPv4 look-up is one
 //! load, or two or three where there is something longer than /24, then the next hop's slot.
 
+use crate::group::Group;
 use crate::record::NextHop;
 use crate::region::{Region, words_len};
 use crate::sync::Ordering;
 use crate::{Ip, Prefix};
+use std::marker::PhantomData;
 
-/// Next-hop numbers have 22 bits, and 0 is none.
+/// Numbers of next hops and groups have 22 bits, and 0 is none.
 pub(crate) const MAX_NEXT_HOPS: u32 = (1 << 22) - 1;
+/// Set in the number of a group.
+pub(crate) const GROUP: u32 = 1 << 30;
 /// Node numbers could have 30 bits; this many take 4 GiB.
 pub(crate) const MAX_NODES: u32 = 1 << 26;
 /// Bits that a branch takes.
@@ -44,8 +49,9 @@ pub(crate) enum Kind {
 impl Entry {
     pub(crate) const NONE: Entry = Entry(0);
 
-    pub(crate) fn leaf(len: u8, next_hop: u32) -> Entry {
-        Entry(u32::from(len) << 22 | (next_hop + 1))
+    /// A leaf with the number of a next hop, or of a group with [`GROUP`] set.
+    pub(crate) fn leaf(len: u8, number: u32) -> Entry {
+        Entry(u32::from(len) << 22 | (number + 1))
     }
 
     pub(crate) fn branch(node: u32) -> Entry {
@@ -83,10 +89,16 @@ impl Entry {
         self.0 >> 22 & 0xff
     }
 
-    /// Next-hop number of a leaf; out of any range for none.
+    /// Number of a leaf's next hop or group; out of any range for none.
     #[inline(always)]
-    fn next_hop(self) -> u32 {
+    fn number(self) -> u32 {
         (self.0 & MAX_NEXT_HOPS).wrapping_sub(1)
+    }
+
+    /// Whether a leaf names a group.
+    #[inline(always)]
+    fn is_group(self) -> bool {
+        self.0 & GROUP != 0
     }
 }
 
@@ -96,9 +108,44 @@ pub(crate) struct Tries {
     pub(crate) v4: Trie4,
     pub(crate) v6: Trie6,
     pub(crate) nodes: Nodes,
-    next_hops: usize,
-    pub(crate) next_hop_count: u32,
-    pub(crate) next_hop_mark: usize,
+    pub(crate) next_hops: Slots<NextHop>,
+    pub(crate) groups: Slots<Group>,
+}
+
+/// Records that leaves name by number.
+pub(crate) struct Slots<T> {
+    offset: usize,
+    pub(crate) count: u32,
+    pub(crate) mark: usize,
+    types: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Slots<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Slots<T> {}
+
+impl<T> Slots<T> {
+    /// Bytes from one to the next: a power of two up to a cache line, whole lines beyond.
+    pub(crate) const STRIDE: usize = {
+        let len = words_len::<T>();
+        if len <= 64 { len.next_power_of_two() } else { len.next_multiple_of(64) }
+    };
+
+    pub(crate) fn lay_out(end: &mut usize, count: u32, mark: usize) -> Self {
+        let offset = end.next_multiple_of(64);
+        *end = offset + Self::STRIDE * count as usize;
+        Slots { offset, count, mark, types: PhantomData }
+    }
+
+    /// Offset of a record; `None` if there is none of that number.
+    #[inline(always)]
+    pub(crate) fn at(&self, id: u32) -> Option<usize> {
+        (id < self.count).then(|| self.offset + Self::STRIDE * id as usize)
+    }
 }
 
 /// The nodes that both tries share.
@@ -249,39 +296,59 @@ impl<const ROOT: u32, const WIDTH: u32> Trie<ROOT, WIDTH> {
 }
 
 impl Tries {
+    /// Lays out next hops, groups, nodes and roots. Of each of the first three: how many, and the offset of the
+    /// high-water mark.
     pub(crate) fn lay_out(
         end: &mut usize,
-        next_hop_count: u32,
-        node_count: u32,
-        next_hop_mark: usize,
-        node_mark: usize,
+        (next_hop_count, next_hop_mark): (u32, usize),
+        (group_count, group_mark): (u32, usize),
+        (node_count, node_mark): (u32, usize),
     ) -> Tries {
         use crate::layout::header::{DEFAULT_V4, DEFAULT_V6};
-        let next_hops = end.next_multiple_of(64);
-        *end = next_hops + Self::NEXT_HOP_STRIDE * next_hop_count as usize;
+        let next_hops = Slots::lay_out(end, next_hop_count, next_hop_mark);
+        let groups = Slots::lay_out(end, group_count, group_mark);
         let nodes = Nodes::new(end.next_multiple_of(4096), node_count, node_mark);
         *end = nodes.offset + Nodes::STRIDE * node_count as usize;
         let v6 = Trie::lay_out(end, DEFAULT_V6);
         let v4 = Trie::lay_out(end, DEFAULT_V4);
-        Tries { v4, v6, nodes, next_hops, next_hop_count, next_hop_mark }
+        Tries { v4, v6, nodes, next_hops, groups }
     }
 
-    const NEXT_HOP_STRIDE: usize = words_len::<NextHop>().next_power_of_two();
-
-    /// Offset of a next hop; `None` if there is none of that number.
     #[inline(always)]
-    pub(crate) fn next_hop(&self, id: u32) -> Option<usize> {
-        (id < self.next_hop_count).then(|| self.next_hops + Self::NEXT_HOP_STRIDE * id as usize)
-    }
-
-    /// The next hop of the longest prefix that holds `ip`.
-    #[inline(always)]
-    pub(crate) fn lookup(&self, region: &Region, ip: Ip) -> Option<NextHop> {
-        let entry = match ip.as_v4() {
+    fn entry(&self, region: &Region, ip: Ip) -> Entry {
+        match ip.as_v4() {
             Some(octets) => self.v4.lookup(region, &self.nodes, key_v4(octets)),
             None => self.v6.lookup(region, &self.nodes, u128::from_be_bytes(ip.0)),
-        };
-        self.next_hop(entry.next_hop()).map(|at| region.read(at))
+        }
+    }
+
+    /// The next hop of the longest prefix that holds `ip`; where that has several, the one for a flow's hash.
+    #[inline(always)]
+    pub(crate) fn lookup(&self, region: &Region, ip: Ip, hash: u64) -> Option<NextHop> {
+        let entry = self.entry(region, ip);
+        if entry.is_group() {
+            return self.choose(region, entry.number(), hash);
+        }
+        self.next_hops.at(entry.number()).map(|at| region.read(at))
+    }
+
+    #[cold]
+    fn choose(&self, region: &Region, group: u32, hash: u64) -> Option<NextHop> {
+        region.read::<Group>(self.groups.at(group)?).choose(hash)
+    }
+
+    /// All next hops of the longest prefix that holds `ip`.
+    pub(crate) fn paths(&self, region: &Region, ip: Ip) -> Option<Group> {
+        let entry = self.entry(region, ip);
+        self.group(region, entry.number() | entry.0 & GROUP)
+    }
+
+    /// The next hops under a number, which has [`GROUP`] set for a group.
+    pub(crate) fn group(&self, region: &Region, number: u32) -> Option<Group> {
+        match number & GROUP {
+            0 => self.next_hops.at(number).map(|at| Group::single(region.read(at))),
+            _ => self.groups.at(number & !GROUP).map(|at| region.read(at)),
+        }
     }
 }
 

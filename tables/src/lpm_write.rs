@@ -5,10 +5,11 @@
 //! next writer does it again if this one is killed.
 
 use crate::Prefix;
+use crate::group::Group;
 use crate::layout::RouteValue;
-use crate::lpm::{Entry, Tries, trie_prefix};
+use crate::lpm::{Entry, GROUP, Tries, trie_prefix};
 use crate::lpm_nodes::{BrokenTrie, NodeWriter, Target};
-use crate::next_hops::NextHops;
+use crate::next_hops::Interned;
 use crate::record::NextHop;
 use crate::region::WriteRegion;
 use std::collections::{HashMap, HashSet};
@@ -23,9 +24,39 @@ const MOST_NODES_TOGETHER: usize = 7;
 pub(crate) struct LpmWriter {
     tries: Tries,
     pub(crate) nodes: NodeWriter,
-    pub(crate) next_hops: NextHops,
+    pub(crate) next_hops: Interned<NextHop>,
+    pub(crate) groups: Interned<Group>,
     /// Prefixes held, by family (IPv6, IPv4) and length: spares looking for lengths that nobody has.
     lengths: [[u32; 129]; 2],
+}
+
+/// What a route leads to.
+#[derive(Clone, Copy)]
+pub(crate) enum RouteTarget<'a> {
+    One(NextHop),
+    Several(&'a Group),
+}
+
+impl RouteTarget<'_> {
+    /// As its slot holds it, under a number.
+    pub(crate) fn value(self, id: u32) -> RouteValue {
+        match self {
+            RouteTarget::One(next_hop) => RouteValue { next_hop, id },
+            RouteTarget::Several(_) => RouteValue { id, ..bytemuck::Zeroable::zeroed() },
+        }
+    }
+
+    fn group(self) -> Group {
+        match self {
+            RouteTarget::One(next_hop) => Group::single(next_hop),
+            RouteTarget::Several(group) => *group,
+        }
+    }
+
+    /// Whether a route that is there leads to the same.
+    pub(crate) fn is(self, paths: Option<Group>) -> bool {
+        paths == Some(self.group())
+    }
 }
 
 /// Does the same for whichever family the prefix is of.
@@ -46,7 +77,8 @@ impl LpmWriter {
         LpmWriter {
             tries,
             nodes: NodeWriter::new(tries.nodes),
-            next_hops: NextHops::new(tries.next_hop_count, tries.next_hop_mark),
+            next_hops: Interned::new(tries.next_hops),
+            groups: Interned::new(tries.groups),
             lengths: [[0; 129]; 2],
         }
     }
@@ -75,6 +107,39 @@ impl LpmWriter {
             0 | 1 => exact,
             _ => planned.values().map(|n| (MOST_NODES * n).min(MOST_NODES_TOGETHER)).sum(),
         }
+    }
+
+    /// The number of what a route leads to, with one more reference.
+    pub(crate) fn acquire(&mut self, region: &WriteRegion, target: RouteTarget<'_>) -> u32 {
+        match target {
+            RouteTarget::One(next_hop) => self.next_hops.acquire(region, &next_hop),
+            RouteTarget::Several(group) => GROUP | self.groups.acquire(region, group),
+        }
+    }
+
+    /// One reference less.
+    pub(crate) fn release(&mut self, id: u32) {
+        match id & GROUP {
+            0 => self.next_hops.release(id),
+            _ => self.groups.release(id & !GROUP),
+        }
+    }
+
+    /// Retires what lost its last reference in this batch and found no new one.
+    pub(crate) fn retire_unreferenced(&mut self, region: &WriteRegion, generation: u64) {
+        self.next_hops.retire_unreferenced(region, generation);
+        self.groups.retire_unreferenced(region, generation);
+    }
+
+    /// Takes over a route's reference; false if the route contradicts what it leads to, or another route.
+    fn recover_reference(&mut self, region: &WriteRegion, value: &RouteValue) -> bool {
+        if value.id & GROUP != 0 {
+            let id = value.id & !GROUP;
+            let group = self.tries.groups.at(id).map(|at| region.read::<Group>(at));
+            return group.is_some_and(|group| self.groups.recover(group, id));
+        }
+        let next_hop = self.tries.next_hops.at(value.id).map(|at| region.read::<NextHop>(at));
+        next_hop == Some(value.next_hop) && self.next_hops.recover(value.next_hop, value.id)
     }
 
     /// Puts a prefix into its trie. `replaces` tells whether it was there before, maybe with another
@@ -140,10 +205,7 @@ impl LpmWriter {
             if Prefix::new(prefix.addr(), len.min(255) as u8) != Some(*prefix) {
                 return Err(BrokenTrie("a malformed prefix"));
             }
-            let at = self.tries.next_hop(value.id).ok_or(BrokenTrie("a next-hop number out of range"))?;
-            if region.read::<NextHop>(at) != value.next_hop
-                || !self.next_hops.recover(value.next_hop, value.id)
-            {
+            if !self.recover_reference(region, value) {
                 return Err(BrokenTrie("a route that disagrees with its next hop"));
             }
             self.visit(region, prefix, &mut visited)?;
@@ -164,6 +226,7 @@ impl LpmWriter {
         }
         self.nodes.recover_pool(region, generation);
         self.next_hops.recover_pool(region, generation);
+        self.groups.recover_pool(region, generation);
         Ok(())
     }
 

@@ -1,35 +1,38 @@
-//! The writer's side of the next hops that leaves name: each different one is held once, with its number and
-//! its references.
+//! The writer's side of the next hops and groups that leaves name: each different one is held once, with its number
+//! and its references.
 
-use crate::lpm::Tries;
+use crate::lpm::Slots;
 use crate::pool::Pool;
-use crate::record::NextHop;
 use crate::region::WriteRegion;
+use bytemuck::Pod;
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
 /// See the module.
-pub(crate) struct NextHops {
+pub(crate) struct Interned<T> {
+    slots: Slots<T>,
     pub(crate) pool: Pool,
-    ids: HashMap<NextHop, u32>,
+    ids: HashMap<T, u32>,
     references: Vec<u32>,
     /// Numbers whose last reference went in this batch.
     unreferenced: Vec<u32>,
 }
 
-impl NextHops {
-    /// None yet, of at most `count`.
-    pub(crate) fn new(count: u32, mark: usize) -> NextHops {
-        NextHops {
-            pool: Pool::new(count, mark),
+impl<T: Pod + Eq + Hash> Interned<T> {
+    /// None yet.
+    pub(crate) fn new(slots: Slots<T>) -> Self {
+        Interned {
+            slots,
+            pool: Pool::new(slots.count, slots.mark),
             ids: HashMap::new(),
-            references: vec![0; count as usize],
+            references: vec![0; slots.count as usize],
             unreferenced: Vec::new(),
         }
     }
 
     /// Takes over a reference of a former writer; false if the number contradicts another reference.
-    pub(crate) fn recover(&mut self, next_hop: NextHop, id: u32) -> bool {
-        if *self.ids.entry(next_hop).or_insert(id) != id {
+    pub(crate) fn recover(&mut self, value: T, id: u32) -> bool {
+        if *self.ids.entry(value).or_insert(id) != id {
             return false;
         }
         self.references.get_mut(id as usize).map(|n| *n += 1).is_some()
@@ -42,20 +45,23 @@ impl NextHops {
     }
 
     /// How many of these are not there yet.
-    pub(crate) fn missing<'a>(&self, next_hops: impl Iterator<Item = &'a NextHop>) -> usize {
-        next_hops.filter(|n| !self.ids.contains_key(n)).collect::<HashSet<_>>().len()
+    pub(crate) fn missing<'a>(&self, values: impl Iterator<Item = &'a T>) -> usize
+    where
+        T: 'a,
+    {
+        values.filter(|n| !self.ids.contains_key(n)).collect::<HashSet<_>>().len()
     }
 
-    /// The number of a next hop, with one more reference.
-    pub(crate) fn acquire(&mut self, region: &WriteRegion, tries: &Tries, next_hop: &NextHop) -> u32 {
-        let id = match self.ids.get(next_hop) {
+    /// The number of a value, with one more reference.
+    pub(crate) fn acquire(&mut self, region: &WriteRegion, value: &T) -> u32 {
+        let id = match self.ids.get(value) {
             Some(id) => *id,
             None => {
                 let id = self.pool.take(region);
-                if let Some(at) = tries.next_hop(id) {
-                    region.write(at, next_hop);
+                if let Some(at) = self.slots.at(id) {
+                    region.write(at, value);
                 }
-                self.ids.insert(*next_hop, id);
+                self.ids.insert(*value, id);
                 id
             }
         };
@@ -72,14 +78,12 @@ impl NextHops {
     }
 
     /// Retires what lost its last reference in this batch and found no new one.
-    pub(crate) fn retire_unreferenced(&mut self, region: &WriteRegion, tries: &Tries, generation: u64) {
+    pub(crate) fn retire_unreferenced(&mut self, region: &WriteRegion, generation: u64) {
         for id in std::mem::take(&mut self.unreferenced) {
-            let next_hop = tries
-                .next_hop(id)
-                .map(|at| region.read::<NextHop>(at))
-                .unwrap_or_else(bytemuck::Zeroable::zeroed);
-            if self.references[id as usize] == 0 && self.ids.get(&next_hop) == Some(&id) {
-                self.ids.remove(&next_hop);
+            let Some(at) = self.slots.at(id) else { continue };
+            let value = region.read::<T>(at);
+            if self.references[id as usize] == 0 && self.ids.get(&value) == Some(&id) {
+                self.ids.remove(&value);
                 self.pool.retire(id, generation);
             }
         }

@@ -1,6 +1,8 @@
 //! Changes to the tables, and what of a batch really changes something.
 
 use crate::error::ApplyError;
+use crate::group::Group;
+use crate::lpm_write::RouteTarget;
 use crate::record::*;
 use crate::view::View;
 use crate::{Ip, Prefix};
@@ -19,8 +21,10 @@ pub enum Op {
     SetEndpoint(Ip, Endpoint),
     /// Deletes a pod address.
     DelEndpoint(Ip),
-    /// Sets a route.
+    /// Sets a route with one next hop.
     SetRoute(Prefix, NextHop),
+    /// Sets a route with one or several next hops.
+    SetPaths(Prefix, Box<Group>),
     /// Deletes a route.
     DelRoute(Prefix),
     /// Sets a neighbour.
@@ -55,7 +59,7 @@ impl Op {
             Op::SetSettings(_) => Object::Settings,
             Op::SetPort(k, _) | Op::DelPort(k) => Object::Port(*k),
             Op::SetEndpoint(k, _) | Op::DelEndpoint(k) => Object::Endpoint(*k),
-            Op::SetRoute(k, _) | Op::DelRoute(k) => Object::Route(*k),
+            Op::SetRoute(k, _) | Op::SetPaths(k, _) | Op::DelRoute(k) => Object::Route(*k),
             Op::SetNeighbour(k, _) | Op::DelNeighbour(k) => Object::Neighbour(*k),
             Op::SetTunnel(k, _) | Op::DelTunnel(k) => Object::Tunnel(*k),
             Op::SetService(k, _, _) | Op::DelService(k) => Object::Service(*k),
@@ -70,7 +74,9 @@ impl Op {
                 key: PortId::NONE.0.to_string(),
                 why: "this number stands for no port",
             }),
-            Op::SetRoute(prefix, _) if Prefix::new(prefix.addr(), prefix.len()) != Some(*prefix) => {
+            Op::SetRoute(prefix, _) | Op::SetPaths(prefix, _)
+                if Prefix::new(prefix.addr(), prefix.len()) != Some(*prefix) =>
+            {
                 Err(ApplyError::BadKey {
                     table: "routes",
                     key: prefix.to_string(),
@@ -109,7 +115,9 @@ impl<K: Copy, V: Copy + PartialEq> Changes<K, V> {
             self.delete.push(key);
         }
     }
+}
 
+impl<K, V> Changes<K, V> {
     fn is_empty(&self) -> bool {
         self.set.is_empty() && self.delete.is_empty()
     }
@@ -121,7 +129,7 @@ pub(crate) struct Difference<'a> {
     pub(crate) settings: Changes<u64, Settings>,
     pub(crate) ports: Changes<PortId, Port>,
     pub(crate) endpoints: Changes<Ip, Endpoint>,
-    pub(crate) routes: Changes<Prefix, NextHop>,
+    pub(crate) routes: Changes<Prefix, RouteTarget<'a>>,
     pub(crate) neighbours: Changes<NeighbourKey, Neighbour>,
     pub(crate) tunnels: Changes<Ip, Tunnel>,
     pub(crate) services: Changes<ServiceKey, (Service, &'a [Backend])>,
@@ -154,8 +162,16 @@ impl<'a> Difference<'a> {
             Op::DelPort(k) => self.ports.delete(*k, view.port(*k)),
             Op::SetEndpoint(k, v) => self.endpoints.set(*k, *v, view.endpoint(*k)),
             Op::DelEndpoint(k) => self.endpoints.delete(*k, view.endpoint(*k)),
-            Op::SetRoute(k, v) => self.routes.set(*k, *v, view.exact_route(k)),
-            Op::DelRoute(k) => self.routes.delete(*k, view.exact_route(k)),
+            Op::SetRoute(k, next_hop) => self.set_route(*k, RouteTarget::One(*next_hop), view),
+            Op::SetPaths(k, group) => {
+                let target = group.only().map_or(RouteTarget::Several(group), RouteTarget::One);
+                self.set_route(*k, target, view);
+            }
+            Op::DelRoute(k) => {
+                if view.route_value(k).is_some() {
+                    self.routes.delete.push(*k);
+                }
+            }
             Op::SetNeighbour(k, v) => self.neighbours.set(*k, *v, view.neighbour_by_key(k)),
             Op::DelNeighbour(k) => self.neighbours.delete(*k, view.neighbour_by_key(k)),
             Op::SetTunnel(k, v) => self.tunnels.set(*k, *v, view.tunnel(*k)),
@@ -178,6 +194,14 @@ impl<'a> Difference<'a> {
                     self.services.delete.push(*k);
                 }
             }
+        }
+    }
+
+    fn set_route(&mut self, prefix: Prefix, target: RouteTarget<'a>, view: View<'_>) {
+        let old = view.exact_paths(&prefix);
+        if !target.is(old) {
+            self.routes.inserts += usize::from(old.is_none());
+            self.routes.set.push((prefix, target));
         }
     }
 

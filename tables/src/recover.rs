@@ -59,7 +59,8 @@ impl State {
             + self.services.pool.retired()
             + self.blocks.retired()
             + self.lpm.nodes.pool.retired()
-            + self.lpm.next_hops.pool.retired();
+            + self.lpm.next_hops.pool.retired()
+            + self.lpm.groups.pool.retired();
         Ok(redone || waiting > 0)
     }
 
@@ -112,8 +113,8 @@ impl State {
                 // still read. Only a new prefix needs nodes, and its batch was never acknowledged: undo it.
                 self.routes.delete(region, tables.seed, &prefix, generation);
                 self.lpm.delete(region, &prefix, false, generation, get);
-                self.lpm.next_hops.release(value.id);
-                self.lpm.next_hops.retire_unreferenced(region, &tables.layout.tries, generation);
+                self.lpm.release(value.id);
+                self.lpm.retire_unreferenced(region, generation);
             }
             Some(value) => self.lpm.set(region, &prefix, value.id, false, generation),
             None => self.lpm.delete(region, &prefix, false, generation, get),

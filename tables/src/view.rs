@@ -2,8 +2,10 @@
 //! call; every look-up is bounded even if the file is damaged.
 
 use crate::changes::{self, Change};
+use crate::group::Group;
 use crate::keyed::KeyedIter;
 use crate::layout::{Layout, RouteValue, ServiceValue, header};
+use crate::lpm::GROUP;
 use crate::record::*;
 use crate::region::Region;
 use crate::sync::{Arc, Ordering};
@@ -79,24 +81,44 @@ impl<'a> View<'a> {
         self.tables.layout.ports.iter(&self.tables.region)
     }
 
-    /// The next hop of the longest prefix that holds `ip`.
+    /// The next hop of the longest prefix that holds `ip`; any one where there are several.
     #[inline]
     pub fn route(&self, ip: Ip) -> Option<NextHop> {
-        self.tables.layout.tries.lookup(&self.tables.region, ip)
+        self.route_for(ip, 0)
     }
 
-    /// The next hop of exactly this prefix.
-    pub fn exact_route(&self, prefix: &Prefix) -> Option<NextHop> {
-        self.route_value(prefix).map(|value| value.next_hop)
+    /// The next hop of the longest prefix that holds `ip`, for the flow with this hash: where there are several, each
+    /// gets flows by its weight, and keeps them when others come and go (see [`Group::choose`]).
+    #[inline]
+    pub fn route_for(&self, ip: Ip, hash: u64) -> Option<NextHop> {
+        self.tables.layout.tries.lookup(&self.tables.region, ip, hash)
+    }
+
+    /// All next hops of the longest prefix that holds `ip`.
+    pub fn paths(&self, ip: Ip) -> Option<Group> {
+        self.tables.layout.tries.paths(&self.tables.region, ip)
+    }
+
+    /// All next hops of exactly this prefix.
+    pub fn exact_paths(&self, prefix: &Prefix) -> Option<Group> {
+        self.route_value(prefix).and_then(|value| self.paths_of(&value))
+    }
+
+    fn paths_of(&self, value: &RouteValue) -> Option<Group> {
+        match value.id & GROUP {
+            0 => Some(Group::single(value.next_hop)),
+            _ => self.tables.layout.tries.group(&self.tables.region, value.id),
+        }
     }
 
     pub(crate) fn route_value(&self, prefix: &Prefix) -> Option<RouteValue> {
         self.tables.layout.routes.get(&self.tables.region, self.tables.seed, prefix)
     }
 
-    /// All routes, in no particular order.
-    pub fn routes(&self) -> impl Iterator<Item = (Prefix, NextHop)> + use<'a> {
-        self.route_values().map(|(prefix, value)| (prefix, value.next_hop))
+    /// All routes with their next hops, in no particular order.
+    pub fn routes(&self) -> impl Iterator<Item = (Prefix, Group)> + use<'a> {
+        let this = *self;
+        this.route_values().filter_map(move |(prefix, value)| Some((prefix, this.paths_of(&value)?)))
     }
 
     pub(crate) fn route_values(&self) -> KeyedIter<'a, Prefix, RouteValue> {

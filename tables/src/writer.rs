@@ -10,7 +10,7 @@ use crate::error::{ApplyError, OpenError};
 use crate::files::{self, WriterLock};
 use crate::keyed::KeyedWriter;
 use crate::layout::{Capacities, Layout, RouteValue, ServiceValue, header};
-use crate::lpm_write::LpmWriter;
+use crate::lpm_write::{LpmWriter, RouteTarget};
 use crate::op::{Changes, Difference, Op};
 use crate::quiescence::Quiescence;
 use crate::reader::ReaderFactory;
@@ -110,6 +110,7 @@ impl State {
         self.blocks.reclaim(seen);
         self.lpm.nodes.pool.reclaim(seen);
         self.lpm.next_hops.pool.reclaim(seen);
+        self.lpm.groups.pool.reclaim(seen);
     }
 }
 
@@ -258,8 +259,16 @@ impl Writer {
             return Err(Shortage { table: "backends", needed, capacity, waiting: 0 });
         }
         let routes = &diff.routes.set;
-        let missing = s.lpm.next_hops.missing(routes.iter().map(|(_, next_hop)| next_hop));
-        fits_pool("next_hops", &s.lpm.next_hops.pool, missing)?;
+        let one = routes.iter().filter_map(|(_, target)| match target {
+            RouteTarget::One(next_hop) => Some(next_hop),
+            RouteTarget::Several(_) => None,
+        });
+        fits_pool("next_hops", &s.lpm.next_hops.pool, s.lpm.next_hops.missing(one))?;
+        let several = routes.iter().filter_map(|(_, target)| match target {
+            RouteTarget::One(_) => None,
+            RouteTarget::Several(group) => Some(*group),
+        });
+        fits_pool("route_groups", &s.lpm.groups.pool, s.lpm.groups.missing(several))?;
         let missing = s.lpm.missing_nodes(&self.region, routes.iter().map(|(prefix, _)| prefix));
         fits_pool("lpm_nodes", &s.lpm.nodes.pool, missing)
     }
@@ -301,13 +310,13 @@ impl Writer {
         store.set(&mut state.tunnels, &diff.tunnels);
         store.set(&mut state.endpoints, &diff.endpoints);
         store.set_services(state, &tables.layout, diff, blocks, &mut noted);
-        for (prefix, next_hop) in &diff.routes.set {
-            store.set_route(state, &tables.layout, prefix, next_hop);
+        for (prefix, target) in &diff.routes.set {
+            store.set_route(state, prefix, *target);
         }
         for prefix in &diff.routes.delete {
             store.delete_route(state, tables, prefix);
         }
-        state.lpm.next_hops.retire_unreferenced(region, &tables.layout.tries, generation);
+        state.lpm.retire_unreferenced(region, generation);
         for key in &diff.services.delete {
             let old = state.services.delete(region, seed, key, generation);
             old.iter().for_each(|old| noted.service(old.service.id));
@@ -334,7 +343,8 @@ impl Writer {
             pool("ports", &s.ports.pool, layout.ports.capacity),
             pool("endpoints", &s.endpoints.pool, layout.endpoints.capacity),
             pool("routes", &s.routes.pool, layout.routes.capacity),
-            pool("next_hops", &s.lpm.next_hops.pool, layout.tries.next_hop_count),
+            pool("next_hops", &s.lpm.next_hops.pool, layout.tries.next_hops.count),
+            pool("route_groups", &s.lpm.groups.pool, layout.tries.groups.count),
             pool("lpm_nodes", &s.lpm.nodes.pool, layout.tries.nodes.count),
             pool("neighbours", &s.neighbours.pool, layout.neighbours.capacity),
             pool("tunnels", &s.tunnels.pool, layout.tunnels.capacity),
@@ -442,14 +452,14 @@ impl Store<'_> {
         self.region.store64(header::JOURNAL, 0, Ordering::Release);
     }
 
-    fn set_route(&self, state: &mut State, layout: &Layout, prefix: &Prefix, next_hop: &NextHop) {
-        let id = state.lpm.next_hops.acquire(self.region, &layout.tries, next_hop);
-        let value = RouteValue { next_hop: *next_hop, id };
+    fn set_route(&self, state: &mut State, prefix: &Prefix, target: RouteTarget<'_>) {
+        let id = state.lpm.acquire(self.region, target);
+        let value = target.value(id);
         self.journalled(prefix, || {
             let old = state.routes.set(self.region, self.seed, prefix, &value, self.generation);
             state.lpm.set(self.region, prefix, id, old.is_some(), self.generation);
             if let Some(old) = old {
-                state.lpm.next_hops.release(old.id);
+                state.lpm.release(old.id);
             }
         });
     }
@@ -461,7 +471,7 @@ impl Store<'_> {
             };
             let get = |prefix: &Prefix| tables.view().route_value(prefix);
             state.lpm.delete(self.region, prefix, true, self.generation, get);
-            state.lpm.next_hops.release(old.id);
+            state.lpm.release(old.id);
         });
     }
 }

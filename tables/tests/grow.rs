@@ -12,6 +12,7 @@ const SMALL: Capacities = Capacities {
     endpoints: 4,
     routes: 16,
     next_hops: 8,
+    route_groups: 2,
     lpm_nodes: 16,
     neighbours: 4,
     tunnels: 4,
@@ -27,10 +28,13 @@ fn service(n: u8) -> Op {
 
 fn first_entries() -> Vec<Op> {
     let hop = NextHop::new(NextHopKind::Gateway, Ip::v4([192, 0, 2, 1]), PortId(0));
+    let other = NextHop::new(NextHopKind::Gateway, Ip::v4([192, 0, 2, 2]), PortId(0));
+    let paths = Group::new([(hop, 1), (other, 2)]).unwrap();
     vec![
         Op::SetEndpoint(Ip::v4([10, 0, 0, 1]), Endpoint { port: PortId(0), mac: Mac::ZERO }),
         Op::SetRoute("0.0.0.0/0".parse().unwrap(), hop),
         Op::SetRoute("10.0.0.128/25".parse().unwrap(), hop),
+        Op::SetPaths("10.8.0.0/16".parse().unwrap(), Box::new(paths)),
         service(1),
         service(2),
     ]
@@ -96,4 +100,28 @@ fn what_a_killed_growth_left_behind_is_no_obstacle() {
     writer.grow("services", 3, u64::MAX).unwrap();
     writer.apply(&[Op::DelService(ServiceKey::new(Ip::v4([10, 96, 0, 1]), 80, 6)), service(3)]).unwrap();
     assert!(!dir.path().join("tables.new").exists());
+}
+
+#[test]
+fn tables_whose_trie_is_full_grow_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path(), SMALL).unwrap();
+    writer.apply(&first_entries()).unwrap();
+    let hop = NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE);
+    let mut routes = (1..=13).map(|n| Op::SetRoute(format!("fd00:{n:x}::1/128").parse().unwrap(), hop));
+    let full = loop {
+        let route = routes.next().expect("13 routes need more than 16 nodes");
+        match writer.apply(std::slice::from_ref(&route)) {
+            Ok(_) => {}
+            Err(ApplyError::Full { table: "lpm_nodes", needed, .. }) => break (route, needed),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let before = Model::of(writer.view());
+    // Another table grows while the trie is as full as it can be: refilled at once, it would seem too small.
+    writer.grow("services", 9, u64::MAX).unwrap();
+    assert_eq!(Model::of(writer.view()), before);
+    writer.grow("lpm_nodes", full.1, u64::MAX).unwrap();
+    before.check(writer.view());
+    writer.apply(&[full.0]).unwrap();
 }

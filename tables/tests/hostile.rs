@@ -17,7 +17,8 @@ fn look_at_everything(view: View<'_>, model: &Model) {
     seen += view.neighbours().count() + view.tunnels().count();
     seen += view.services().map(|(_, s)| s.backends().count()).sum::<usize>();
     for ip in probes(model.routes.keys()) {
-        seen += usize::from(view.route(ip).is_some());
+        seen += usize::from(view.route(ip).is_some() || view.route_for(ip, 7).is_some());
+        seen += view.paths(ip).map_or(0, |paths| paths.paths().len());
     }
     for key in model.services.keys() {
         seen += view.service(key).map_or(0, |s| s.backends().count());

@@ -49,7 +49,7 @@ proptest! {
         writer.apply(&rest).unwrap();
         model.check(reader.view());
         let books = used(&writer);
-        for table in ["routes", "next_hops", "lpm_nodes", "services", "backends", "endpoints"] {
+        for table in ["routes", "next_hops", "route_groups", "lpm_nodes", "services", "backends", "endpoints"] {
             prop_assert_eq!(books[table], 0, "{} leaks", table);
         }
     }

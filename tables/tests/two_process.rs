@@ -181,6 +181,7 @@ fn small() -> Capacities {
         endpoints: 1,
         routes: u32::from(OBJECTS),
         next_hops: 3 * u32::from(OBJECTS),
+        route_groups: 1,
         lpm_nodes: 2 * u32::from(OBJECTS),
         neighbours: 1,
         tunnels: u32::from(OBJECTS),

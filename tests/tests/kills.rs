@@ -262,6 +262,14 @@ fn independent_of_numbers(model: Model) -> Model {
             Value::Tunnel(tunnel) => place(&mut tunnel.port),
             Value::Endpoint(endpoint) => place(&mut endpoint.port),
             Value::Route(hop) => place(&mut hop.port),
+            Value::Paths(group) => {
+                let paths = group.paths().iter().map(|path| {
+                    let mut hop = path.next_hop;
+                    place(&mut hop.port);
+                    (hop, path.weight)
+                });
+                **group = fairway_tables::Group::new(paths).expect("paths of a group");
+            }
             Value::Service(service, _) => service.id = 0,
             Value::Port(_) | Value::Neighbour(_) => {}
         }

@@ -4,7 +4,7 @@ use super::types;
 use crate::core::Core;
 use crate::manifests::proto_name;
 use fairway_tables::stats::{Counter, ProcessState, Stage, StatsReader, StatsSnapshot};
-use fairway_tables::{DropReason, Ip, NeighbourKey, NextHopKind, PortId, PortKind};
+use fairway_tables::{DropReason, Group, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix};
 use std::path::Path;
 use std::time::Instant;
 
@@ -58,10 +58,14 @@ impl Core {
 
     /// `GET /routes`.
     pub fn routes(&self) -> Vec<types::Route> {
-        let mut routes: Vec<_> = self.publisher().view().routes().collect();
+        // One row per next hop.
+        let paths = |(prefix, group): (Prefix, Group)| {
+            group.paths().iter().map(|path| (prefix, path.next_hop)).collect::<Vec<_>>()
+        };
+        let mut routes: Vec<_> = self.publisher().view().routes().flat_map(paths).collect();
         routes.sort();
         let present = |ip: Ip| (ip != Ip::UNSPECIFIED).then(|| ip.to_string());
-        let one = |(prefix, hop): (fairway_tables::Prefix, fairway_tables::NextHop)| types::Route {
+        let one = |(prefix, hop): (Prefix, NextHop)| types::Route {
             prefix: prefix.to_string(),
             kind: match hop.kind() {
                 Some(NextHopKind::Local) => "local",

@@ -49,6 +49,14 @@ impl Tuple {
         Tuple { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto: self.proto }
     }
 
+    /// What chooses among several next hops: the same in every process, so that a restart moves no flow.
+    pub(crate) fn path_hash(&self) -> u64 {
+        self.to_words().chunks_exact(2).fold(0x9e37_79b9_7f4a_7c15, |hash, pair| {
+            let word = u64::from(pair[0]) << 32 | u64::from(pair[1]);
+            fold_multiply(hash ^ word, 0xd6e8_feb8_6659_fd93)
+        })
+    }
+
     pub(super) fn to_words(self) -> [u32; 10] {
         let mut words = [0; 10];
         for (i, part) in self.src.0.chunks_exact(4).chain(self.dst.0.chunks_exact(4)).enumerate() {

@@ -52,7 +52,9 @@ fn direct_prefixes(view: View<'_>) -> Vec<(IpAddr, u8)> {
     if view.settings().takes & Settings::TAKES_DIRECT == 0 {
         return Vec::new();
     }
-    let local = view.routes().filter(|(_, hop)| hop.kind() == Some(NextHopKind::Local));
+    let local = view
+        .routes()
+        .filter(|(_, paths)| paths.only().is_some_and(|hop| hop.kind() == Some(NextHopKind::Local)));
     local.map(|(prefix, _)| (prefix.addr().into(), prefix.len())).collect()
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn walk<P: Parcel>(
     } else {
         connection::find_or_begin(worker, tables, packet, now)?
     };
-    let way = route::resolve(tables, ingress, bound.leaves.dst)?;
+    let way = route::resolve(tables, ingress, &bound.leaves)?;
     packet.compile(worker, &bound, &way, now).map(Outcome::Forward)
 }
 
@@ -94,6 +94,6 @@ fn way_of<P: Parcel>(
     now: Now,
 ) -> Result<P::Entry, DropReason> {
     let bound = connection::untracked(packet.tuple());
-    let way = route::resolve(tables, ingress, bound.leaves.dst)?;
+    let way = route::resolve(tables, ingress, &bound.leaves)?;
     packet.compile(worker, &bound, &way, now)
 }

@@ -1,5 +1,6 @@
 //! Where a packet leaves, and what goes in front of it: longest prefix match, then pod, tunnel or neighbour.
 
+use crate::conntrack::Tuple;
 use crate::flow::{Binding, Template, TemplateKey};
 use crate::parse::Ingress;
 use crate::wire::{ipip, udp_tunnel, vxlan};
@@ -19,8 +20,10 @@ pub(crate) struct Way {
     pub(crate) encapsulation: u32,
 }
 
-pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, dst: Ip) -> Result<Way, DropReason> {
-    let hop = tables.route(dst).ok_or(DropReason::NoRoute)?;
+/// The way out of packets that leave with this tuple. Where a route has several next hops, the tuple chooses.
+pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, leaves: &Tuple) -> Result<Way, DropReason> {
+    let dst = leaves.dst;
+    let hop = tables.route_for(dst, leaves.path_hash()).ok_or(DropReason::NoRoute)?;
     let settings = tables.settings();
     let kind = hop.kind().ok_or(DropReason::NoRoute)?;
     match kind {

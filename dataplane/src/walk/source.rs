@@ -24,7 +24,9 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -
                 }
                 let way_back =
                     |hop: NextHop| hop.kind().is_some_and(NextHopKind::is_tunnel) && hop.addr == node;
-                tables.route(src).is_some_and(way_back)
+                // Where several nodes lead to the source, each of them may have sent it.
+                let paths = tables.paths(src);
+                paths.is_some_and(|paths| paths.paths().iter().any(|path| way_back(path.next_hop)))
             }
             None if is_for_this_node(tables, dst) => comes_directly(tables, ingress, src),
             None => return Err(DropReason::NotForUs),
@@ -51,9 +53,10 @@ fn is_for_this_node(tables: View<'_>, dst: Ip) -> bool {
 /// too, and of stations outside the cluster. This node's own addresses and pods are not there.
 fn comes_directly(tables: View<'_>, ingress: &Ingress, src: Ip) -> bool {
     let settings = tables.settings();
-    tables.route(src).is_some_and(|hop| match hop.kind() {
+    let leaves_so = |hop: NextHop| match hop.kind() {
         Some(NextHopKind::Gateway) => hop.port == ingress.port,
         Some(NextHopKind::Host) => src != settings.node_ip && src != settings.router_ip,
         _ => false,
-    })
+    };
+    tables.paths(src).is_some_and(|paths| paths.paths().iter().any(|path| leaves_so(path.next_hop)))
 }

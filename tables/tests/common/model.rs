@@ -11,7 +11,7 @@ pub(crate) struct Model {
     pub(crate) settings: Option<Settings>,
     pub(crate) ports: BTreeMap<PortId, Port>,
     pub(crate) endpoints: BTreeMap<Ip, Endpoint>,
-    pub(crate) routes: BTreeMap<Prefix, NextHop>,
+    pub(crate) routes: BTreeMap<Prefix, Group>,
     pub(crate) neighbours: BTreeMap<NeighbourKey, Neighbour>,
     pub(crate) tunnels: BTreeMap<Ip, Tunnel>,
     pub(crate) services: BTreeMap<ServiceKey, (Service, Vec<Backend>)>,
@@ -33,7 +33,8 @@ impl Model {
                 Op::DelPort(k) => change(&mut self.ports, k, None),
                 Op::SetEndpoint(k, v) => change(&mut self.endpoints, k, Some(v)),
                 Op::DelEndpoint(k) => change(&mut self.endpoints, k, None),
-                Op::SetRoute(k, v) => change(&mut self.routes, k, Some(v)),
+                Op::SetRoute(k, v) => change(&mut self.routes, k, Some(&Group::single(*v))),
+                Op::SetPaths(k, v) => change(&mut self.routes, k, Some(v.as_ref())),
                 Op::DelRoute(k) => change(&mut self.routes, k, None),
                 Op::SetNeighbour(k, v) => change(&mut self.neighbours, k, Some(v)),
                 Op::DelNeighbour(k) => change(&mut self.neighbours, k, None),
@@ -59,9 +60,9 @@ impl Model {
     }
 
     /// Longest prefix match the slow way.
-    pub(crate) fn route(&self, ip: Ip) -> Option<NextHop> {
+    pub(crate) fn route(&self, ip: Ip) -> Option<Group> {
         let matching = self.routes.iter().filter(|(prefix, _)| prefix.contains(ip));
-        matching.max_by_key(|(prefix, _)| prefix.len()).map(|(_, next_hop)| *next_hop)
+        matching.max_by_key(|(prefix, _)| prefix.len()).map(|(_, paths)| *paths)
     }
 
     pub(crate) fn check(&self, view: View<'_>) {
@@ -84,7 +85,10 @@ impl Model {
             assert_eq!(service.backend(v.1.len()), None);
         }
         for ip in probes(self.routes.keys()) {
-            assert_eq!(view.route(ip), self.route(ip), "look-up of {ip}");
+            let paths = self.route(ip);
+            assert_eq!(view.paths(ip), paths, "look-up of {ip}");
+            let hash = u64::from(ip.0[15]);
+            assert_eq!(view.route_for(ip, hash), paths.and_then(|paths| paths.choose(hash)));
         }
     }
 }
@@ -134,6 +138,11 @@ fn any_next_hop() -> impl Strategy<Value = NextHop> {
         .prop_map(|(n, port)| NextHop::new(NextHopKind::Tunnel, Ip::v4([192, 0, 2, n]), PortId(port)))
 }
 
+fn any_group() -> impl Strategy<Value = Group> {
+    prop::collection::vec((any_next_hop(), 1u32..4), 1..5)
+        .prop_map(|paths| Group::new(paths).expect("few paths of little weight"))
+}
+
 fn any_mac() -> impl Strategy<Value = Mac> {
     any::<u8>().prop_map(|n| Mac([2, 0, 0, 0, 0, n]))
 }
@@ -158,7 +167,8 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (small_ip(), port_id(), any_mac())
             .prop_map(|(ip, port, mac)| Op::SetEndpoint(ip, Endpoint { port, mac })),
         2 => small_ip().prop_map(Op::DelEndpoint),
-        12 => (any_prefix(), any_next_hop()).prop_map(|(p, n)| Op::SetRoute(p, n)),
+        9 => (any_prefix(), any_next_hop()).prop_map(|(p, n)| Op::SetRoute(p, n)),
+        4 => (any_prefix(), any_group()).prop_map(|(p, g)| Op::SetPaths(p, Box::new(g))),
         8 => any_prefix().prop_map(Op::DelRoute),
         3 => (neighbour(), any_mac())
             .prop_map(|(k, mac)| Op::SetNeighbour(k, Neighbour { mac, reserved: 0 })),
@@ -181,6 +191,7 @@ pub(crate) fn capacities() -> Capacities {
         endpoints: 64,
         routes: 1024,
         next_hops: 64,
+        route_groups: 512,
         lpm_nodes: 8192,
         neighbours: 512,
         tunnels: 64,
