@@ -1,0 +1,34 @@
+//! Settings of single devices under `/proc/sys/net`. Those of the whole namespace are the node's own.
+
+use std::path::Path;
+
+/// Sets a device's setting; where /proc/sys is read-only the node's own value stays, and the log says so.
+pub(super) fn sysctl(family: &str, device: &str, name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{family}/conf/{device}/{name}");
+    if read(&path).is_some_and(|now| now == value) || !Path::new(&path).exists() {
+        return;
+    }
+    if let Err(error) = std::fs::write(&path, value) {
+        tracing::warn!(%path, value, %error, "setting not changed");
+    }
+}
+
+/// Gives a device's IPv4 setting back the value that new devices get.
+pub(super) fn reset(device: &str, name: &str) {
+    if let Some(value) = read(&format!("/proc/sys/net/ipv4/conf/default/{name}")) {
+        sysctl("ipv4", device, name, &value);
+    }
+}
+
+/// The mildest `rp_filter` that a device can have: the stricter of its own and the namespace's setting counts, but 2
+/// (loose) beats a strict 1.
+pub(super) fn loose_or_off() -> &'static str {
+    match read("/proc/sys/net/ipv4/conf/all/rp_filter").as_deref() {
+        Some("1") => "2",
+        _ => "0",
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
