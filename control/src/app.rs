@@ -4,7 +4,6 @@
 use crate::api::client::SOCKET;
 use crate::api::{ApiSocket, ListenError};
 use crate::core::{Core, Options, SharedCore};
-use crate::fallback;
 use crate::index::HostPlan;
 use crate::kernel::{self, Netlink, NetlinkError, Subscription, Update, prepare};
 use crate::manifests;
@@ -90,7 +89,6 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
         tokio::spawn(manifests::follow(options.manifests.clone(), scans_tx)),
         tokio::spawn(subscription.follow(updates_tx)),
         tokio::spawn(keep_host_network(plan, core.clone())),
-        tokio::spawn(fallback::keep(core.clone())),
         tokio::spawn({
             let core = core.clone();
             async move {

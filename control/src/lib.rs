@@ -9,7 +9,6 @@ pub mod app;
 pub mod convert;
 pub mod core;
 pub mod encapsulation;
-pub mod fallback;
 pub mod index;
 pub mod kernel;
 pub mod manifests;

@@ -33,14 +33,10 @@ struct Args {
     /// Range of the service addresses, routed as one; may be repeated. By default each address is routed by itself.
     #[arg(long)]
     service_cidr: Vec<Prefix>,
-    /// Do not keep the kernel ready to carry pod traffic while the engine is not running, and remove what an earlier
-    /// run made for that.
-    #[arg(long)]
-    no_kernel_fallback: bool,
     /// Check a folder of manifests, print every error, and exit.
     #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
     check: Option<PathBuf>,
-    /// Remove the host veth pair, the routes into it and the kernel fallback, and exit.
+    /// Remove the host veth pair and the routes into it, and exit.
     #[arg(long)]
     cleanup: bool,
 }
@@ -53,7 +49,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match (&args.check, args.cleanup) {
         (Some(folder), _) => return check(folder),
-        (None, true) => cleanup(),
+        (None, true) => kernel::prepare::cleanup().map_err(|e| e.to_string()),
         (None, false) => run(args),
     };
     match result {
@@ -76,7 +72,6 @@ fn run(args: Args) -> Result<(), String> {
         vxlan_port: args.vxlan_port,
         service_cidrs: args.service_cidr,
         max_ports: capacities.ports,
-        kernel_fallback: !args.no_kernel_fallback,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -84,12 +79,6 @@ fn run(args: Args) -> Result<(), String> {
         .build()
         .map_err(|e| format!("cannot start threads: {e}"))?;
     runtime.block_on(app::run(options, capacities)).map_err(|e| e.to_string())
-}
-
-fn cleanup() -> Result<(), String> {
-    let fallback = kernel::fallback::cleanup().map_err(|e| e.to_string());
-    let host = kernel::prepare::cleanup().map_err(|e| e.to_string());
-    fallback.and(host)
 }
 
 fn hostname() -> Result<String, String> {

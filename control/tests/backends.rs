@@ -25,7 +25,6 @@ impl Cluster {
             vni: 4096,
             vxlan_port: 4789,
             service_cidrs: vec![],
-            kernel_fallback: false,
             max_ports: 64,
         };
         let mut core = Core::new(options, writer);

@@ -27,7 +27,6 @@ fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
         vni: 4096,
         vxlan_port: 4789,
         service_cidrs: Vec::new(),
-        kernel_fallback: false,
         max_ports: capacities.ports,
     };
     let mut core = Core::new(options, Writer::open(dir, capacities)?);

@@ -6,13 +6,11 @@
 mod alloc;
 mod compile;
 mod facts;
-mod fallback;
 mod pools;
 mod report;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link, RouteVia};
-pub use fallback::{FallbackPlan, PodPlan, VxlanPlan, Way};
 pub use report::{HostPlan, Pending};
 
 use crate::encapsulation::Pool;

@@ -128,7 +128,6 @@ pub(crate) fn options(run_dir: &Path) -> Options {
         vni: 4096,
         vxlan_port: 4789,
         service_cidrs: vec![],
-        kernel_fallback: false,
         max_ports: 64,
     }
 }

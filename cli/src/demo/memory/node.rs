@@ -89,7 +89,6 @@ impl Node {
             vni: VNI,
             vxlan_port: VXLAN_PORT,
             service_cidrs: Vec::new(),
-            kernel_fallback: false,
             max_ports: capacities.ports,
         };
         let mut core = Core::new(options, writer);
