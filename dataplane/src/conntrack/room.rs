@@ -6,7 +6,7 @@ use super::tuple::Tuple;
 use super::value::Value;
 
 /// Places looked at for one victim, at most, in each set.
-const LOOKS: usize = 16;
+pub(super) const LOOKS: usize = 16;
 /// Candidates among which the longest idle is chosen, at most.
 const CANDIDATES: usize = 4;
 /// What was seen less long ago is not idle. Running flows report every four seconds.

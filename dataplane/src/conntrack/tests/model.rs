@@ -1,7 +1,7 @@
 //! Random operations against a plain list of connections.
 
 use super::*;
-use crate::conntrack::{ConnRef, Direction, State};
+use crate::conntrack::{ConnRef, Direction, State, room};
 use crate::wire::tcp_flags::{ACK, FIN, RST, SYN};
 use proptest::prelude::*;
 use std::path::Path;
@@ -131,7 +131,11 @@ impl Run {
                 match error {
                     InsertError::Full => {
                         assert!(!had_room && !any(Value::Over));
-                        assert_eq!(before.values().filter(|c| own(c)).count(), 0, "its own give way");
+                        // As far as one round of looks goes.
+                        let openings_of_all = before.values().filter(|c| worth(c) == Value::Opening).count();
+                        if openings_of_all <= room::LOOKS {
+                            assert_eq!(before.values().filter(|c| own(c)).count(), 0, "its own give way");
+                        }
                     }
                     InsertError::Share => assert!(openings >= 16),
                     InsertError::Exists(found) => assert_eq!(found.conn, before[original].conn),
