@@ -222,7 +222,7 @@ impl ServiceKey {
 pub struct Service {
     /// Number that stays with the service port as long as it lives, for counters.
     pub id: u32,
-    /// Bits: [`Service::ENDPOINTS_ELSEWHERE`].
+    /// Bits: [`Service::ENDPOINTS_ELSEWHERE`], [`Service::MASQUERADE`].
     pub flags: u32,
     /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0 is no affinity.
     pub affinity_timeout_s: u32,
@@ -232,6 +232,9 @@ impl Service {
     /// Endpoints exist, but none that the service's traffic policy allows on this node: where there is no backend,
     /// clients are not refused, their packets are dropped (as kube-proxy does).
     pub const ENDPOINTS_ELSEWHERE: u32 = 1;
+    /// Backends see an address of this node instead of the client's, as for external addresses under the traffic
+    /// policy Cluster.
+    pub const MASQUERADE: u32 = 2;
 }
 
 /// One ready endpoint of a service port.

@@ -1,7 +1,7 @@
 //! The connection that a packet belongs to: a known one keeps its binding whatever the tables now say (I6);
 //! a new one is bound here.
 
-use super::service;
+use super::service::{self, Candidates};
 use crate::clock::Now;
 use crate::conntrack::{ConnRef, Direction, Found, InsertError, Inserted, Tuple};
 use crate::family::Parcel;
@@ -108,15 +108,14 @@ fn begin(
     packet: &impl Parcel,
     now: Now,
 ) -> Result<Bound, DropReason> {
-    let service = service::find(tables, &tuple);
     if tuple.proto == proto::TCP && packet.tcp_flags() & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
     }
-    let id = service.as_ref().map(|service| service.service().id);
-    let mut first = None;
+    let candidates = Candidates::of(worker, tables, &tuple)?;
+    let id = candidates.as_ref().map(Candidates::id);
     for attempt in 0..ATTEMPTS {
-        let leaves = match &service {
-            Some(service) => service::choose(worker, service, &tuple, &mut first, attempt)?,
+        let leaves = match &candidates {
+            Some(candidates) => candidates.choice(attempt).ok_or(DropReason::NoBackend)?.leaves,
             None => tuple,
         };
         let back = leaves.reversed();
@@ -143,7 +142,7 @@ fn begin(
             Err(InsertError::Exists(found)) => return Ok(known(worker, tables, &found, tuple, packet, now)),
             Err(InsertError::Full) => return Err(DropReason::ConntrackFull),
             Err(InsertError::Share) => return Err(DropReason::ConntrackShare),
-            Err(InsertError::Clash(_)) if service.is_some() => {}
+            Err(InsertError::Clash(_)) if candidates.is_some() => {}
             Err(InsertError::Clash(_)) => break,
         }
     }
