@@ -163,8 +163,10 @@ fn edited_manifests_take_effect_within_a_second_and_fail_no_request() {
         let deadline = Duration::from_secs(30);
         let summary: Summary = cluster.testbed.finish_client(client, deadline).expect("summary");
         assert_eq!((summary.failures, &summary.errors), (0, &Vec::new()));
-        let first = newcomer.map(|name| summary.backends[name].first_us);
-        let last = leaver.map(|name| summary.backends[name].last_us);
+        let seen =
+            |name| summary.backends.get(name).unwrap_or_else(|| panic!("{name} is not in {summary:?}"));
+        let first = newcomer.map(|name| seen(name).first_us);
+        let last = leaver.map(|name| seen(name).last_us);
         let effect_us = first.or(last).expect("one of them").saturating_sub(edited_us);
         report(case, 1, &[("effect", effect_us as f64 / 1000.0, "ms")]);
         assert!(effect_us < 1_000_000, "{case} took {effect_us} us");
