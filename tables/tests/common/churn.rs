@@ -35,7 +35,11 @@ fn draw(known: &[Key], next: &mut impl FnMut() -> u64) -> Key {
     let random = u128::from(next()) << 64 | u128::from(next());
     let is_v4 = next().is_multiple_of(2);
     let near = known.get(next() as usize % known.len().max(1)).filter(|key| key.0 == is_v4);
-    let any_len = next() as u32 % (width(is_v4) + 1);
+    // A short IPv4 prefix fills thousands of root entries: some are enough.
+    let any_len = match next() as u32 % (width(is_v4) + 1) {
+        len if len < 12 && !next().is_multiple_of(32) => len + 12,
+        len => len,
+    };
     let (bits, len) = match (near, next() % 8) {
         // Of the same length, next to it.
         (Some((_, bits, len)), 0 | 1) if *len > 0 => (bits ^ 1 << (128 - len), *len),
