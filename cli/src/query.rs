@@ -229,9 +229,11 @@ fn counters(counters: types::Counters) {
     table::print(&["stage", "count", "mean ns", "p50 ns", "p99 ns", "max ns"], &stages.collect::<Vec<_>>());
     println!();
     let ports = counters.ports.into_iter().map(|p| {
-        let numbers = [p.rx_packets, p.rx_bytes, p.tx_packets, p.tx_bytes, p.drops];
+        let received = [p.rx_packets, p.rx_bytes, p.tx_packets, p.tx_bytes, p.drops];
+        let numbers = [&received[..], &[p.kernel_rx_dropped, p.kernel_fill_empty]].concat();
         [vec![p.id.to_string(), p.ifname], numbers.iter().map(u64::to_string).collect()].concat()
     });
-    let header = ["port", "device", "rx packets", "rx bytes", "tx packets", "tx bytes", "drops"];
+    let sums = ["port", "device", "rx packets", "rx bytes", "tx packets", "tx bytes", "drops"];
+    let header = [&sums[..], &["kernel drops", "fill empty"]].concat();
     table::print(&header, &ports.collect::<Vec<_>>());
 }

@@ -1,5 +1,6 @@
 //! A worker's private counts, committed to shared memory every so many loops.
 
+use fairway_pmd::KernelDrops;
 use fairway_tables::stats::{Counter, PortCounters, WorkerStats};
 use fairway_tables::{DropReason, PortId};
 
@@ -74,6 +75,14 @@ impl Counters {
         }
     }
 
+    /// Counts what the kernel dropped before it came in by a port: packets that were never received.
+    pub fn kernel_dropped(&mut self, port: u16, drops: KernelDrops) {
+        if let Some(port) = self.ports.get_mut(usize::from(port)) {
+            port.kernel_rx_dropped += drops.rx_dropped;
+            port.kernel_fill_empty += drops.fill_empty;
+        }
+    }
+
     /// A counter's value.
     pub fn get(&self, counter: Counter) -> u64 {
         self.values[counter as usize]
@@ -109,7 +118,7 @@ impl Counters {
             stats.set_drop(*reason, self.drops[*reason as usize]);
         }
         for (index, port) in self.ports.iter().enumerate() {
-            if port.rx_packets + port.tx_packets + port.drops > 0 {
+            if *port != PortCounters::default() {
                 stats.set_port(PortId(index as u16), *port);
             }
         }

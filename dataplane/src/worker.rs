@@ -137,6 +137,8 @@ struct Run {
     now: Now,
     loops: u64,
     idle_since: Option<u64>,
+    /// Queues whose drops in the kernel were taken in, of this second.
+    asked: (u32, usize),
 }
 
 /// How a worker ended.
@@ -153,6 +155,8 @@ pub struct Ended {
 const SLEEP_MS: i32 = 100;
 /// Effort of housekeeping after a sleep.
 const SLEEPERS_EFFORT: u32 = 512;
+/// Queues whose drops in the kernel are asked for after a sleep.
+const SLEEPERS_QUEUES: usize = 32;
 /// Counters are committed, and the clock read, once in so many loops.
 const COMMIT_LOOPS: u64 = 64;
 /// One stage's percentiles are worked out once in so many loops.
@@ -172,6 +176,7 @@ impl Worker {
             now: Now::read(),
             loops: 0,
             idle_since: None,
+            asked: (0, 0),
         };
         let spin_clocks = match self.poll {
             PollMode::Busy => u64::MAX,
@@ -320,6 +325,7 @@ impl Worker {
         }
         if run.loops.is_multiple_of(COMMIT_LOOPS) {
             run.now = Now::read();
+            self.ask_kernel(run, 1);
             self.state.counters.add(Counter::Loops, COMMIT_LOOPS);
             self.state.counters.commit(&self.stats);
             // Percentiles cost microseconds: one stage at a time.
@@ -327,6 +333,17 @@ impl Worker {
                 let stage = Stage::ALL[(run.loops / SUMMARY_LOOPS) as usize % Stage::COUNT];
                 self.stats.set_stage(stage, self.state.stages.summary(stage));
             }
+        }
+    }
+
+    /// Takes in what the kernel dropped, of up to `most` queues and of each once a second: a system call each.
+    fn ask_kernel(&mut self, run: &mut Run, most: usize) {
+        if run.asked.0 != run.now.seconds {
+            run.asked = (run.now.seconds, 0);
+        }
+        for slot in run.queues.iter_mut().skip(run.asked.1).take(most) {
+            self.state.counters.kernel_dropped(slot.port.0, slot.queue.take_kernel_drops());
+            run.asked.1 += 1;
         }
     }
 
@@ -341,6 +358,7 @@ impl Worker {
         run.now = Now::read();
         // Loops are rare now, and time is plenty.
         self.state.housekeep(run.now, SLEEPERS_EFFORT);
+        self.ask_kernel(run, SLEEPERS_QUEUES);
         run.idle_since = None;
     }
 
@@ -418,6 +436,7 @@ impl Worker {
             if let Some(fd) = queue.fd() {
                 self.sleeper.unwatch(fd);
             }
+            self.state.counters.kernel_dropped(port.0, queue.take_kernel_drops());
             queue.close(&mut self.cache);
             let _ = self.mailbox.closed.push(queue);
         }
@@ -432,8 +451,9 @@ impl Worker {
         while self.take_handoffs(&mut run) > 0 {}
         let mut queues = Vec::new();
         for slot in run.queues {
-            let Slot { mut queue, .. } = slot;
+            let Slot { mut queue, port, .. } = slot;
             queue.kick(&mut self.cache);
+            self.state.counters.kernel_dropped(port.0, queue.take_kernel_drops());
             if close {
                 queue.close(&mut self.cache);
             }

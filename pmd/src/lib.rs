@@ -37,4 +37,4 @@ mod umem;
 
 pub use frame::{Burst, Frame, FrameCache, FramePool, MAX_BURST, Umem, UmemConfig, UmemError};
 #[cfg(not(loom))]
-pub use queue::{Queue, QueueStats};
+pub use queue::{KernelDrops, Queue, QueueStats};

@@ -35,9 +35,24 @@ pub trait Queue: Send + Any {
     /// Counts since the queue was opened, the kernel's included; may make a system call.
     fn stats(&self) -> QueueStats;
 
+    /// What the kernel dropped on its way to this queue since this was last asked; a queue that was handed over goes on
+    /// where it was. Makes a system call. Drivers without a kernel beneath them have nothing to tell.
+    fn take_kernel_drops(&mut self) -> KernelDrops {
+        KernelDrops::default()
+    }
+
     /// Gives back every frame that can be had without the kernel's help, stops receiving, and returns how
     /// many frames remain in kernel rings until the queue is dropped.
     fn close(&mut self, cache: &mut FrameCache) -> usize;
+}
+
+/// Packets that came to a queue and not to its user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelDrops {
+    /// Frames dropped for want of room in the rx ring, or of a buffer.
+    pub rx_dropped: u64,
+    /// Times that the kernel found the fill ring empty.
+    pub fill_empty: u64,
 }
 
 /// Counts of one queue.

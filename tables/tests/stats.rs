@@ -31,7 +31,15 @@ fn fill(stats: &StatsWriter) {
 
 fn port(p: u16) -> PortCounters {
     let n = u64::from(p) + 1;
-    PortCounters { rx_packets: n, rx_bytes: 64 * n, tx_packets: 2 * n, tx_bytes: 128 * n, drops: 3 * n }
+    PortCounters {
+        rx_packets: n,
+        rx_bytes: 64 * n,
+        tx_packets: 2 * n,
+        tx_bytes: 128 * n,
+        drops: 3 * n,
+        kernel_rx_dropped: 5 * n,
+        kernel_fill_empty: 7 * n,
+    }
 }
 
 fn check(snapshot: &StatsSnapshot) {

@@ -211,6 +211,8 @@ impl Core {
                 tx_packets: p.tx_packets,
                 tx_bytes: p.tx_bytes,
                 drops: p.drops,
+                kernel_rx_dropped: p.kernel_rx_dropped,
+                kernel_fill_empty: p.kernel_fill_empty,
             }
         };
         types::Counters {

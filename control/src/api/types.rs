@@ -278,4 +278,8 @@ pub struct PortCounters {
     pub tx_bytes: u64,
     /// Packets dropped that came in here.
     pub drops: u64,
+    /// Packets that the kernel dropped before they came in here, for want of room in the rx ring or of a frame.
+    pub kernel_rx_dropped: u64,
+    /// Times that the kernel found no frame to receive into.
+    pub kernel_fill_empty: u64,
 }

@@ -5,7 +5,7 @@ use super::held::{BoundSocket, InKernel};
 use super::ring::{ADDRESS_WORDS, Consumer, DESCRIPTOR_WORDS, Producer, pack, unpack};
 use super::sys::{Socket, Wake};
 use crate::lent::Lent;
-use crate::queue::{Queue, QueueStats};
+use crate::queue::{KernelDrops, Queue, QueueStats};
 use crate::{Burst, FrameCache};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -231,6 +231,19 @@ impl Queue for AfXdpQueue {
             stats.kernel_invalid += kernel.rx_invalid_descs + kernel.tx_invalid_descs;
         }
         stats
+    }
+
+    fn take_kernel_drops(&mut self) -> KernelDrops {
+        let now = self.stats();
+        // What was told already is kept here, and so handed over with the rest.
+        let told = &mut self.stats;
+        let new = KernelDrops {
+            rx_dropped: now.kernel_rx_dropped.saturating_sub(told.kernel_rx_dropped),
+            fill_empty: now.kernel_fill_empty.saturating_sub(told.kernel_fill_empty),
+        };
+        told.kernel_rx_dropped = now.kernel_rx_dropped;
+        told.kernel_fill_empty = now.kernel_fill_empty;
+        new
     }
 
     fn close(&mut self, cache: &mut FrameCache) -> usize {

@@ -156,17 +156,38 @@ pub struct PortCounters {
     pub tx_bytes: u64,
     /// Packets dropped that came in here.
     pub drops: u64,
+    /// Packets that the kernel dropped before they came in here, for want of room in the rx ring or of a frame.
+    pub kernel_rx_dropped: u64,
+    /// Times that the kernel found no frame to receive into.
+    pub kernel_fill_empty: u64,
 }
 
 impl PortCounters {
-    const WORDS: usize = 5;
+    const WORDS: usize = 7;
 
     fn to_words(self) -> [u64; Self::WORDS] {
-        [self.rx_packets, self.rx_bytes, self.tx_packets, self.tx_bytes, self.drops]
+        [
+            self.rx_packets,
+            self.rx_bytes,
+            self.tx_packets,
+            self.tx_bytes,
+            self.drops,
+            self.kernel_rx_dropped,
+            self.kernel_fill_empty,
+        ]
     }
 
-    fn from_words([rx_packets, rx_bytes, tx_packets, tx_bytes, drops]: [u64; Self::WORDS]) -> PortCounters {
-        PortCounters { rx_packets, rx_bytes, tx_packets, tx_bytes, drops }
+    fn from_words(words: [u64; Self::WORDS]) -> PortCounters {
+        let [rx_packets, rx_bytes, tx_packets, tx_bytes, drops, kernel_rx_dropped, kernel_fill_empty] = words;
+        PortCounters {
+            rx_packets,
+            rx_bytes,
+            tx_packets,
+            tx_bytes,
+            drops,
+            kernel_rx_dropped,
+            kernel_fill_empty,
+        }
     }
 
     /// Both together.
