@@ -7,7 +7,7 @@ use crate::worker::PollMode;
 use fairway_pmd::Queue;
 use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
 use fairway_pmd::steering::{LinkState, PortClass, Steering, SteeringError};
-use fairway_tables::{NextHopKind, OpenError, Port, PortId, PortKind, Reader, Settings, View};
+use fairway_tables::{Change, NextHopKind, OpenError, Port, PortId, PortKind, Reader, Settings, View};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
@@ -64,7 +64,10 @@ pub(super) struct Ports {
     steering: Steering,
     tables: Reader,
     poll: PollMode,
-    generation: Option<u64>,
+    /// The tables' changes that were looked at; `None` before the first look.
+    seen: Option<u64>,
+    /// Whether uplinks take what the node's settings say.
+    is_steered: bool,
     open: BTreeMap<PortId, Open>,
     failed: BTreeMap<PortId, String>,
     retry_at: Instant,
@@ -77,7 +80,8 @@ impl Ports {
             steering,
             tables,
             poll,
-            generation: None,
+            seen: None,
+            is_steered: false,
             open: BTreeMap::new(),
             failed: BTreeMap::new(),
             retry_at: Instant::now(),
@@ -89,10 +93,9 @@ impl Ports {
     /// # Errors
     /// [`AfXdpError::MissingCapability`]: no later try can do better.
     pub(super) fn sync(&mut self, crew: &Crew) -> Result<(), AfXdpError> {
-        let generation = self.tables.view().generation();
-        let due = Instant::now() >= self.retry_at && (!self.failed.is_empty() || self.any_replaced());
-        if self.generation != Some(generation) || due {
-            self.generation = Some(generation);
+        let unfinished = !self.failed.is_empty() || !self.is_steered;
+        let due = Instant::now() >= self.retry_at && (unfinished || self.any_replaced());
+        if self.anything_changed() || due {
             self.retry_at = Instant::now() + RETRY;
             let view = self.tables.view();
             let wanted: BTreeMap<PortId, Port> = view.ports().collect();
@@ -108,6 +111,17 @@ impl Ports {
         Ok(())
     }
 
+    /// Whether the tables changed since the last look, services apart: these come and go all the time in a large
+    /// cluster, and no port depends on them.
+    fn anything_changed(&mut self) -> bool {
+        let view = self.tables.view();
+        let now = view.change_count();
+        let Some(seen) = self.seen.replace(now) else { return true };
+        let mut changed = false;
+        view.changes(seen, now, |change| changed |= change == Change::Everything);
+        changed
+    }
+
     /// Whether control has begun other tables than those that are read here.
     pub(super) fn tables_superseded(&self) -> bool {
         self.tables.is_superseded()
@@ -117,7 +131,7 @@ impl Ports {
     pub(super) fn reopen_tables(&mut self, run_dir: &Path, crew: &Crew) -> Result<(), OpenError> {
         tracing::info!("the tables were made anew; going over to them");
         self.tables = Reader::open(run_dir, "engine")?;
-        self.generation = None;
+        self.seen = None;
         crew.change_tables(|| Reader::open(run_dir, "worker"))
     }
 
@@ -132,6 +146,7 @@ impl Ports {
             .set_node(&[settings.node_ip.into()], &ports)
             .and_then(|()| self.steering.set_protocols(protocols))
             .and_then(|()| self.steering.set_pod_prefixes(pods));
+        self.is_steered = steered.is_ok();
         if let Err(error) = steered {
             tracing::error!(%error, "not all packets from other nodes are steered to the engine");
         }
