@@ -110,11 +110,14 @@ fn status(status: types::Status) {
         println!("not read    {}", ignored.join(", "));
     }
     println!();
-    let usage = status.tables.iter().filter(|t| t.used > 0 || t.retired > 0);
-    let rows = usage
-        .map(|t| vec![t.table.clone(), t.used.to_string(), t.capacity.to_string(), t.retired.to_string()]);
-    table::print(&["table", "used", "capacity", "retired"], &rows.collect::<Vec<_>>());
+    let usage = status.tables.iter().filter(|t| t.used > 0 || t.retired > 0 || t.left_out > 0);
+    let rows = usage.map(|t| {
+        let numbers = [t.used, t.capacity, t.retired, t.left_out].map(|number| number.to_string());
+        [vec![t.table.clone()], numbers.to_vec()].concat()
+    });
+    table::print(&["table", "used", "capacity", "retired", "left out"], &rows.collect::<Vec<_>>());
     for (title, lines) in [
+        ("warnings", status.warnings.clone()),
         ("pending", status.pending.iter().map(|p| format!("{}: {}", p.what, p.reason)).collect::<Vec<_>>()),
         ("errors", status.errors.iter().chain(&status.manifests.errors).cloned().collect()),
     ] {

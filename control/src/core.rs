@@ -8,7 +8,7 @@ use crate::model::Key;
 use crate::names;
 use crate::object::{Kind, Object};
 use crate::publisher::Publisher;
-use fairway_tables::{Ip, Prefix, Writer};
+use fairway_tables::{ApplyError, Ip, Prefix, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +33,8 @@ pub struct Options {
     pub service_cidrs: Vec<Prefix>,
     /// How many ports the tables hold.
     pub max_ports: u32,
+    /// How large the file of tables may become, in bytes.
+    pub max_tables_bytes: u64,
 }
 
 /// See the module's head.
@@ -58,7 +60,7 @@ pub struct Core {
 impl Core {
     /// Takes over the tables; nothing is written before every source was read once.
     pub fn new(options: Options, writer: Writer) -> Core {
-        let publisher = Publisher::new(writer);
+        let publisher = Publisher::new(writer, options.max_tables_bytes);
         let config = Config {
             node: options.node.clone(),
             uplink: options.uplink.clone(),
@@ -220,12 +222,36 @@ impl Core {
     /// Everything that is wrong now, manifests apart.
     pub fn errors(&self) -> Vec<String> {
         let mut out: Vec<String> = self.errors.values().cloned().collect();
-        let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
-        for error in self.publisher.refused().values() {
-            *refusals.entry(error.to_string()).or_default() += 1;
-        }
-        out.extend(refusals.into_iter().map(|(error, n)| format!("{n} entries are left out: {error}")));
+        out.extend(self.left_out());
         out
+    }
+
+    /// For each table that refused entries: why, and which objects they belong to.
+    fn left_out(&self) -> Vec<String> {
+        let mut objects: BTreeMap<&str, (String, BTreeSet<String>)> = BTreeMap::new();
+        for (key, error) in self.publisher.refused() {
+            let reason = match error {
+                ApplyError::Full { table, capacity, .. } => {
+                    let why_not = self.publisher.room().why_not(table);
+                    format!("table {table} is full with {capacity} entries and cannot grow, {why_not}")
+                }
+                other => other.to_string(),
+            };
+            let (_, names) = objects.entry(error.table()).or_insert((reason, BTreeSet::new()));
+            names.insert(
+                self.index.claimant(key).unwrap_or_else(|| "what an object that is gone left".into()),
+            );
+        }
+        let ports: BTreeSet<String> = self.index.without_port().map(|pod| pod.to_string()).collect();
+        if !ports.is_empty() {
+            let (ports_there, why_not) = (self.options.max_ports, self.publisher.room().why_not("ports"));
+            let reason = format!("table ports is full with {ports_there} entries and cannot grow, {why_not}");
+            objects.entry("ports").or_insert((reason, BTreeSet::new())).1.extend(ports);
+        }
+        objects
+            .into_values()
+            .map(|(reason, names)| format!("{reason}; left out: {}", some_of(&names)))
+            .collect()
     }
 
     /// How it was asked to run.
@@ -251,6 +277,16 @@ impl Core {
     /// The manifests folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
+    }
+}
+
+/// The first of these names, and how many more there are.
+fn some_of(names: &BTreeSet<String>) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

@@ -17,4 +17,5 @@ pub mod names;
 pub mod object;
 pub mod pools;
 pub mod publisher;
+pub mod room;
 pub mod selection;

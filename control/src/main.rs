@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use fairway_control::core::Options;
-use fairway_control::{app, kernel, manifests};
+use fairway_control::{app, kernel, manifests, room};
 use fairway_tables::{Capacities, Prefix};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -33,6 +33,9 @@ struct Args {
     /// Range of the service addresses, routed as one; may be repeated. By default each address is routed by itself.
     #[arg(long)]
     service_cidr: Vec<Prefix>,
+    /// How large the file of tables may become, in MiB. Only what is used of it takes memory.
+    #[arg(long, default_value_t = room::DEFAULT_MAX_MIB, value_parser = clap::value_parser!(u64).range(room::MIN_MAX_MIB..=1 << 20))]
+    max_table_mib: u64,
     /// Check a folder of manifests, print every error, and exit.
     #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
     check: Option<PathBuf>,
@@ -62,7 +65,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), String> {
-    let capacities = Capacities::default();
+    let max_tables_bytes = args.max_table_mib << 20;
+    let capacities = Capacities::default().within(max_tables_bytes);
+    let capacities = capacities.ok_or("--max-table-mib is less than the smallest tables take; raise it")?;
     let options = Options {
         node: args.node.map_or_else(hostname, Ok)?,
         run_dir: args.run_dir,
@@ -72,6 +77,7 @@ fn run(args: Args) -> Result<(), String> {
         vxlan_port: args.vxlan_port,
         service_cidrs: args.service_cidr,
         max_ports: capacities.ports,
+        max_tables_bytes,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

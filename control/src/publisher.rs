@@ -3,7 +3,8 @@
 //! nothing else suffers.
 
 use crate::model::{Key, Model, Value, diff};
-use fairway_tables::{ApplyError, GrowError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Vxlan, Writer};
+use crate::room::Room;
+use fairway_tables::{ApplyError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Vxlan, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -34,27 +35,30 @@ pub struct Publisher {
     writer: Writer,
     published: Model,
     refused: BTreeMap<Key, ApplyError>,
+    /// How many entries each table refused so far; one that is tried again in vain counts once.
+    refused_total: BTreeMap<&'static str, u64>,
+    /// Generation when all that is refused was last tried again.
+    tried_at: u64,
     /// What an earlier run left and nothing asks for now, kept until [`Publisher::drop_leftovers`].
     leftovers: BTreeSet<Key>,
     last_change: Option<LastChange>,
-    max_tables_bytes: u64,
+    room: Room,
 }
 
-/// How large the tables file may grow by itself; only what is used of it takes memory.
-const MAX_TABLES_BYTES: u64 = 1 << 30;
-
 impl Publisher {
-    /// Takes over the tables as they are.
-    pub fn new(writer: Writer) -> Publisher {
+    /// Takes over the tables as they are. They may grow until their file has `max_bytes`.
+    pub fn new(writer: Writer, max_bytes: u64) -> Publisher {
         let published = read(writer.view());
         let leftovers = published.keys().copied().collect();
         Publisher {
             writer,
             published,
             refused: BTreeMap::new(),
+            refused_total: BTreeMap::new(),
+            tried_at: 0,
             leftovers,
             last_change: None,
-            max_tables_bytes: MAX_TABLES_BYTES,
+            room: Room::new(max_bytes),
         }
     }
 
@@ -71,6 +75,26 @@ impl Publisher {
     /// How full each table is.
     pub fn usage(&self) -> Vec<TableUsage> {
         self.writer.usage()
+    }
+
+    /// Which tables can grow, and why others cannot.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Whether a table can become larger.
+    pub fn can_grow(&self, table: &str) -> bool {
+        self.room.can_grow(&self.writer, table)
+    }
+
+    /// What is to be said of tables that cannot grow and are nearly full.
+    pub fn warnings(&self) -> Vec<String> {
+        self.room.nearly_full(&self.writer).iter().map(|usage| self.room.warning(usage)).collect()
+    }
+
+    /// How many entries a table refused since the start.
+    pub fn refused_total(&self, table: &str) -> u64 {
+        self.refused_total.get(table).copied().unwrap_or_default()
     }
 
     /// What the tables refused, and why.
@@ -94,10 +118,16 @@ impl Publisher {
         if leftovers.is_empty() { Published::default() } else { self.publish(desired, leftovers) }
     }
 
-    /// Tries again what was refused.
+    /// Tries again what was refused, if anything happened since that may have made room.
     pub fn retry(&mut self, desired: &Model) -> Published {
-        let refused = std::mem::take(&mut self.refused);
-        self.publish(desired, refused.into_keys())
+        let unchanged = self.view().generation() == self.tried_at;
+        if unchanged && !self.waits_for_reader() && !self.room.has_failures() {
+            return Published { refused: self.refused.len(), ..Published::default() };
+        }
+        let refused: Vec<Key> = self.refused.keys().copied().collect();
+        let outcome = self.publish(desired, refused);
+        self.tried_at = self.view().generation();
+        outcome
     }
 
     /// Brings these entries in line with what is desired; with them, if one of them goes and so makes room, those
@@ -108,7 +138,9 @@ impl Publisher {
         if keys.iter().any(|key| self.published.contains_key(key) && !desired.contains_key(key)) {
             keys.extend(self.refused.keys().copied());
         }
-        keys.iter().for_each(|key| drop(self.refused.remove(key)));
+        self.room.forget_failures();
+        let refused_before: BTreeSet<Key> =
+            keys.iter().filter(|key| self.refused.remove(key).is_some()).copied().collect();
         let kept = |key: &Key| self.leftovers.contains(key) && !desired.contains_key(key);
         let part = |model: &Model| -> Model {
             keys.iter().filter(|k| !kept(k)).filter_map(|k| Some((*k, model.get(k)?.clone()))).collect()
@@ -125,7 +157,9 @@ impl Publisher {
             self.apply_what_fits(&set, desired);
         }
         let outcome = Published { set: set.len(), deleted: deleted.len(), refused: self.refused.len() };
+        self.count_refusals(keys.difference(&refused_before));
         if !all.is_empty() {
+            self.room.watch(&self.writer);
             let at = Instant::now();
             self.last_change = Some(LastChange { at, took: at - begin, entries: all.len() });
             tracing::debug!(?outcome, generation = self.view().generation(), "tables changed");
@@ -141,7 +175,8 @@ impl Publisher {
         loop {
             match self.writer.apply(&batch) {
                 Ok(_) => break,
-                Err(ApplyError::Full { table, needed, .. }) if self.grow(table, needed) => {}
+                Err(ApplyError::Full { table, needed, .. })
+                    if self.room.grow(&mut self.writer, table, needed) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -154,21 +189,18 @@ impl Publisher {
         Ok(())
     }
 
-    /// Makes a table larger, if it may be. Port numbers are given out up to a number fixed at the start.
-    fn grow(&mut self, table: &'static str, needed: u64) -> bool {
-        if table == "ports" || table == "settings" {
-            return false;
+    /// Counts those of these keys that are refused, and says so once per table.
+    fn count_refusals<'a>(&mut self, keys: impl Iterator<Item = &'a Key>) {
+        let mut new: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for error in keys.filter_map(|key| self.refused.get(key)) {
+            let entries = new.entry(error.table()).or_default();
+            if *entries == 0 {
+                tracing::warn!(%error, "the tables refuse entries; fairway status names their objects");
+            }
+            *entries += 1;
         }
-        match self.writer.grow(table, needed, self.max_tables_bytes) {
-            Ok(_) => {
-                tracing::info!(table, needed, "the tables were full and are larger now");
-                true
-            }
-            Err(GrowError::Heap) => false,
-            Err(error) => {
-                tracing::warn!(%error, "the tables are full and cannot grow");
-                false
-            }
+        for (table, entries) in new {
+            *self.refused_total.entry(table).or_default() += entries;
         }
     }
 
@@ -176,7 +208,6 @@ impl Publisher {
         match (self.try_apply(ops, desired), ops) {
             (Ok(()), _) => {}
             (Err(error), [(key, _)]) => {
-                tracing::warn!(%error, ?key, "entry refused");
                 self.refused.insert(*key, error);
             }
             (Err(_), _) => {
@@ -253,7 +284,9 @@ fn op(key: &Key, value: Option<&Value>) -> Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fairway_tables::{Capacities, NextHop, NextHopKind, Prefix, Tables};
+    use fairway_tables::{Capacities, Group, NextHop, NextHopKind, Prefix, Tables};
+
+    const UNLIMITED: u64 = u64::MAX;
 
     fn route(i: u8) -> (Key, Value) {
         let prefix = Prefix::new(Ip::v4([10, i, 0, 0]), 16).unwrap();
@@ -270,7 +303,7 @@ mod tests {
             .map(|(k, v)| op(k, Some(v)))
             .collect();
         let generation = writer.apply(&ops).unwrap();
-        let mut publisher = Publisher::new(writer);
+        let mut publisher = Publisher::new(writer, UNLIMITED);
         publisher.publish(&desired, desired.keys().copied());
         assert_eq!(publisher.view().generation(), generation);
         assert_eq!(publisher.published().len(), 5);
@@ -284,20 +317,21 @@ mod tests {
     fn full_tables_in_files_grow_up_to_their_limit_and_then_refuse_what_is_too_much() {
         let dir = tempfile::tempdir().unwrap();
         let writer = Writer::open(dir.path(), Capacities { routes: 4, ..Capacities::default() }).unwrap();
-        let mut publisher = Publisher::new(writer);
+        let mut publisher = Publisher::new(writer, UNLIMITED);
         let desired: Model = (0..40).map(route).collect();
         assert_eq!(publisher.publish(&desired, desired.keys().copied()).refused, 0);
         assert_eq!(read(publisher.view()), desired);
         let usage = publisher.usage().into_iter().find(|usage| usage.table == "routes").unwrap();
         assert_eq!((usage.used, usage.capacity), (40, 64));
 
-        publisher.max_tables_bytes = 1 << 20;
+        publisher.room = Room::new(1 << 20);
         let more: Model = (0..100).map(route).collect();
         let outcome = publisher.publish(&more, more.keys().copied());
         assert_eq!((outcome.refused, publisher.view().routes().count()), (36, 64));
         let error = publisher.refused().values().next().unwrap();
         assert!(matches!(error, ApplyError::Full { table: "routes", capacity: 64, .. }), "{error}");
-        publisher.max_tables_bytes = MAX_TABLES_BYTES;
+        publisher.room = Room::new(UNLIMITED);
+        publisher.tried_at = 0;
         assert_eq!(publisher.retry(&more).refused, 0);
         assert_eq!(read(publisher.view()), more);
     }
@@ -305,7 +339,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_alone_and_goes_in_when_there_is_room() {
         let (writer, _) = Tables::heap(Capacities { routes: 4, ..Capacities::default() });
-        let mut publisher = Publisher::new(writer);
+        let mut publisher = Publisher::new(writer, UNLIMITED);
         let mut desired: Model = (0..7).map(route).collect();
         let ip = Ip::v4([10, 0, 0, 9]);
         let endpoint = fairway_tables::Endpoint { port: PortId(2), mac: Mac([2; 6]) };
@@ -320,6 +354,29 @@ mod tests {
         desired.retain(|key, _| !gone.contains(key));
         let outcome = publisher.publish(&desired, gone);
         assert_eq!(outcome.refused, 0);
+        assert_eq!(read(publisher.view()), desired);
+    }
+
+    #[test]
+    fn sets_of_next_hops_that_do_not_fit_are_refused_alone() {
+        let (writer, _) = Tables::heap(Capacities { route_groups: 1, ..Capacities::default() });
+        let mut publisher = Publisher::new(writer, UNLIMITED);
+        let paths = |i: u8| {
+            let hop = |n| (NextHop::new(NextHopKind::Gateway, Ip::v4([192, 0, 2, n]), PortId(0)), 1);
+            let (key, _) = route(i);
+            (key, Value::Paths(Box::new(Group::new([hop(1), hop(10 + i)]).unwrap())))
+        };
+        let mut desired: Model = [paths(1), paths(2), route(3)].into();
+        let keys: Vec<Key> = desired.keys().copied().collect();
+        assert_eq!(publisher.publish(&desired, keys).refused, 1);
+        let (refused, error) = publisher.refused().iter().next().unwrap();
+        assert_eq!((*refused, error.table()), (paths(2).0, "route_groups"));
+        assert_eq!((publisher.view().routes().count(), publisher.refused_total("route_groups")), (2, 1));
+        let (key, value) = route(1);
+        desired.insert(key, value);
+        // A route that now has one next hop makes room; what was refused is tried again later.
+        publisher.publish(&desired, [key]);
+        assert_eq!(publisher.retry(&desired).refused, 0);
         assert_eq!(read(publisher.view()), desired);
     }
 }

@@ -26,6 +26,7 @@ impl Cluster {
             vxlan_port: 4789,
             service_cidrs: vec![],
             max_ports: 64,
+            max_tables_bytes: 1 << 30,
         };
         let mut core = Core::new(options, writer);
         core.take(vec![], vec![Update::Listing(Facts::default(), vec![])]);

@@ -141,7 +141,7 @@ fn full_tables_leave_out_what_does_not_fit_say_so_and_harm_nothing_else() {
     core.take(files(&many), kernel(&["p"]));
     assert_eq!((core.services().len(), core.endpoints().len(), core.tunnels().len()), (2, 1, 1));
     let errors = core.status().errors;
-    assert!(errors.iter().any(|e| e.contains("services") && e.contains("capacity")), "{errors:?}");
+    assert!(errors.iter().any(|e| e.contains("table services is full")), "{errors:?}");
     many.pop();
     core.take(files(&many), vec![]);
     assert_eq!((core.services().len(), core.status().errors), (2, vec![]));

@@ -27,6 +27,7 @@ fn core(files: &[(&str, &str)]) -> Core {
         vxlan_port: 4789,
         service_cidrs: vec![],
         max_ports: 64,
+        max_tables_bytes: 1 << 30,
     };
     let mut core = Core::new(options, writer);
     let mut facts = Facts::default();

@@ -68,21 +68,6 @@ pub enum OpenError {
         /// Ours.
         expected: u64,
     },
-    /// The file was made for other capacities.
-    #[error(
-        "{path} was made with capacity {found} for {table}, now {wanted} is asked for; start with the \
-         former capacity, or stop control and dataplane and remove the file"
-    )]
-    Capacity {
-        /// The file.
-        path: PathBuf,
-        /// Which table.
-        table: &'static str,
-        /// What the file has.
-        found: u32,
-        /// What was asked for.
-        wanted: u32,
-    },
     /// A capacity that no file can have.
     #[error("capacity {asked} for {table} is over the limit of {limit}; ask for less")]
     CapacityLimit {
@@ -178,4 +163,15 @@ pub enum ApplyError {
         /// What is wrong.
         why: &'static str,
     },
+}
+
+impl ApplyError {
+    /// The table that refused.
+    pub fn table(&self) -> &'static str {
+        match self {
+            ApplyError::Full { table, .. }
+            | ApplyError::WaitingForReader { table, .. }
+            | ApplyError::BadKey { table, .. } => table,
+        }
+    }
 }

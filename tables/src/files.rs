@@ -71,7 +71,7 @@ pub(crate) fn check_min_len(path: &Path, file: &File, min: u64) -> Result<u64, O
 }
 
 /// Checks the header of a mapped tables file against its length.
-fn check_tables(path: &Path, region: Arc<Region>, len: u64) -> Result<(Shared, Capacities), OpenError> {
+fn check_tables(path: &Path, region: Arc<Region>, len: u64) -> Result<Shared, OpenError> {
     check_head(path, &region, MAGIC, ABI_VERSION, Layout::hash())?;
     let mut list = [0; CAPACITY_COUNT];
     for (i, capacity) in list.iter_mut().enumerate() {
@@ -89,7 +89,7 @@ fn check_tables(path: &Path, region: Arc<Region>, len: u64) -> Result<(Shared, C
         return Err(OpenError::Length { path: path.to_owned(), found: len, expected });
     }
     let seed = region.load64(header::SEED, Ordering::Relaxed);
-    Ok((Shared { region, layout, seed }, capacities))
+    Ok(Shared { region, layout, seed })
 }
 
 impl Shared {
@@ -114,7 +114,7 @@ pub(crate) fn open_for_reading(dir: &Path) -> Result<(Shared, u64), OpenError> {
     let file = File::open(&path).map_err(io_error(&path, "open"))?;
     let len = check_min_len(&path, &file, crate::layout::HEADER_LEN as u64)?;
     let region = Region::map_read(&file).map_err(io_error(&path, "map"))?;
-    let (tables, _) = check_tables(&path, region, len)?;
+    let tables = check_tables(&path, region, len)?;
     let instance = tables.instance();
     Ok((tables, instance))
 }
@@ -219,7 +219,7 @@ pub(crate) fn open_for_writing(dir: &Path, capacities: &Capacities) -> Result<Wr
     }
     q_region.store64(Q_WRITER_PID, u64::from(std::process::id()), Ordering::Relaxed);
 
-    let (tables, recovered) = match open_existing(&path, capacities)? {
+    let (tables, recovered) = match open_existing(&path)? {
         Some(tables) => (tables, true),
         None => {
             let tables = make_aside(dir, capacities, layout)?;
@@ -234,7 +234,7 @@ pub(crate) fn open_for_writing(dir: &Path, capacities: &Capacities) -> Result<Wr
 
 /// The tables of a former writer; `None` if there are none, or if they are from before the node booted,
 /// when nothing in them can be true and nobody can be reading them.
-fn open_existing(path: &Path, wanted: &Capacities) -> Result<Option<Shared>, OpenError> {
+fn open_existing(path: &Path) -> Result<Option<Shared>, OpenError> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(io_error(path, "open"))?,
@@ -245,14 +245,7 @@ fn open_existing(path: &Path, wanted: &Capacities) -> Result<Option<Shared>, Ope
     if ours && region.load64(header::BOOT, Ordering::Relaxed) != sys::boot_number() {
         return Ok(None);
     }
-    let (tables, found) = check_tables(path, region, len)?;
-    for ((table, found, _), (_, wanted, _)) in found.list().into_iter().zip(wanted.list()) {
-        // A file that has grown is not made smaller again.
-        if found < wanted {
-            return Err(OpenError::Capacity { path: path.to_owned(), table, found, wanted });
-        }
-    }
-    Ok(Some(tables))
+    check_tables(path, region, len).map(Some)
 }
 
 /// Under what name new tables are made.

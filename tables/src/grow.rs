@@ -63,22 +63,62 @@ impl Capacities {
     }
 }
 
+impl Capacities {
+    /// The same, halved until a file of tables is no larger than `max_bytes`; ports, which cost little, stay. `None`
+    /// if even the smallest tables are larger: about 65 MiB of them are the root of the IPv4 routes.
+    pub fn within(&self, max_bytes: u64) -> Option<Capacities> {
+        const LEAST: u32 = 16;
+        let mut fitting = *self;
+        while Layout::new(&fitting).ok()?.len as u64 > max_bytes {
+            let halved = fitting.list().map(|(_, capacity, _)| capacity.min((capacity / 2).max(LEAST)));
+            let halved = Capacities { ports: self.ports, ..Capacities::from_list(halved) };
+            if halved == fitting {
+                return None;
+            }
+            fitting = halved;
+        }
+        Some(fitting)
+    }
+}
+
 impl Writer {
+    /// Whether [`grow`](Self::grow) may make this table larger.
+    pub fn can_grow(&self, table: &str, max_bytes: u64) -> bool {
+        let larger = self.dir.as_ref().and_then(|_| self.tables.layout.capacities.with_room(table, 0));
+        let layout = larger.and_then(|(capacities, _)| Layout::new(&capacities).ok());
+        layout.is_some_and(|layout| layout.len as u64 <= max_bytes)
+    }
+
     /// Goes over to a larger file, in which `table` has room for `needed` entries and at least twice what it had.
     ///
     /// # Errors
     /// See [`GrowError`].
     pub fn grow(&mut self, table: &str, needed: u64, max_bytes: u64) -> Result<Capacities, GrowError> {
-        let Some(dir) = self.dir.clone() else { return Err(GrowError::Heap) };
+        if self.dir.is_none() {
+            return Err(GrowError::Heap);
+        }
         let no_table = || GrowError::NoTable { table: table.to_owned() };
         let (capacities, capacity) =
             self.tables.layout.capacities.with_room(table, needed).ok_or_else(no_table)?;
-        let layout = Layout::new(&capacities)?;
-        let bytes = layout.len as u64;
+        let bytes = Layout::new(&capacities)?.len as u64;
         if bytes > max_bytes {
             return Err(GrowError::Limit { table: table.to_owned(), capacity, bytes, max_bytes });
         }
-        let tables = Arc::new(files::make_aside(&dir, &capacities, layout)?);
+        self.move_to(&capacities)?;
+        Ok(capacities)
+    }
+
+    /// Goes over to a larger file if a table has less room than is wanted.
+    pub(crate) fn grow_to(&mut self, wanted: &Capacities) -> Result<(), GrowError> {
+        let pairs = self.tables.layout.capacities.list().into_iter().zip(wanted.list());
+        let mut larger = pairs.map(|((_, found, _), (_, wanted, _))| found.max(wanted));
+        let larger = Capacities::from_list(std::array::from_fn(|_| larger.next().unwrap_or_default()));
+        if larger == self.tables.layout.capacities { Ok(()) } else { self.move_to(&larger) }
+    }
+
+    fn move_to(&mut self, capacities: &Capacities) -> Result<(), GrowError> {
+        let Some(dir) = self.dir.clone() else { return Err(GrowError::Heap) };
+        let tables = Arc::new(files::make_aside(&dir, capacities, Layout::new(capacities)?)?);
         let region = WriteRegion::new(tables.region.clone());
         // Generations go on, so that nobody who compares them takes the new tables for older ones.
         region.store64(header::GENERATION, self.view().generation(), Ordering::Release);
@@ -93,7 +133,7 @@ impl Writer {
         files::move_into_place(&dir)?;
         larger.lock = self.lock.take();
         *self = larger;
-        Ok(capacities)
+        Ok(())
     }
 
     /// Operations that set all that the tables hold.

@@ -125,9 +125,13 @@ struct Shortage {
 
 impl Writer {
     /// Opens the tables in `dir` for writing: makes them, or takes over those of a former writer without
-    /// a change that a reader could notice. Refuses if another writer is at work.
+    /// a change that a reader could notice. Where they have less room than `capacities` say, they grow; where they
+    /// have more, they keep it. Refuses if another writer is at work.
     pub fn open(dir: &Path, capacities: Capacities) -> Result<Writer, OpenError> {
-        Writer::open_files(files::open_for_writing(dir, &capacities)?)
+        let mut writer = Writer::open_files(files::open_for_writing(dir, &capacities)?)?;
+        // What is there is worth more than more room; without it, batches that do not fit say so.
+        let _ = writer.grow_to(&capacities);
+        Ok(writer)
     }
 
     /// As [`open`](Self::open), but stopping like [`stop_after_stores`](Self::stop_after_stores) while it

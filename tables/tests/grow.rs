@@ -125,3 +125,52 @@ fn tables_whose_trie_is_full_grow_too() {
     before.check(writer.view());
     writer.apply(&[full.0]).unwrap();
 }
+
+#[test]
+fn capacities_are_cut_to_what_a_limit_allows_and_what_may_grow_is_known() {
+    const MIB: u64 = 1 << 20;
+    let default = Capacities::default();
+    assert_eq!(default.within(1 << 30), Some(default));
+    assert_eq!(default.within(64 * MIB), None, "the root of the IPv4 routes alone is that large");
+    let small = default.within(72 * MIB).unwrap();
+    assert_eq!((small.ports, small.services), (default.ports, 2048));
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path(), small).unwrap();
+    let len = || std::fs::metadata(dir.path().join("tables")).unwrap().len();
+    assert!(len() <= 72 * MIB, "{} bytes", len());
+    assert!(!writer.can_grow("lpm_nodes", 72 * MIB) && writer.can_grow("lpm_nodes", 80 * MIB));
+    assert!(!writer.can_grow("nonsense", u64::MAX));
+    // What is said to be possible is, and nothing else.
+    for table in
+        ["endpoints", "routes", "next_hops", "route_groups", "neighbours", "tunnels", "services", "backends"]
+    {
+        let max_bytes = len() + MIB;
+        let possible = writer.can_grow(table, max_bytes);
+        assert_eq!(writer.grow(table, 0, max_bytes).is_ok(), possible, "{table}");
+    }
+    let (heap, _) = Tables::heap(SMALL);
+    assert!(!heap.can_grow("services", u64::MAX));
+}
+
+#[test]
+fn tables_opened_with_more_room_than_they_have_grow_and_with_less_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path(), SMALL).unwrap();
+    writer.apply(&first_entries()).unwrap();
+    let (before, generation) = (Model::of(writer.view()), writer.view().generation());
+    drop(writer);
+    let reader = Reader::open(dir.path(), "reader").unwrap();
+    let capacity_of = |writer: &Writer, table| {
+        writer.usage().into_iter().find(|usage| usage.table == table).map(|usage| usage.capacity)
+    };
+    let less = Capacities { services: 1, ..SMALL };
+    let writer = Writer::open(dir.path(), less).unwrap();
+    assert_eq!((capacity_of(&writer, "services"), writer.view().generation()), (Some(2), generation));
+    assert!(!reader.is_superseded());
+    drop(writer);
+    let more = Capacities { services: 1, tunnels: 9, ..SMALL };
+    let writer = Writer::open(dir.path(), more).unwrap();
+    assert_eq!((capacity_of(&writer, "services"), capacity_of(&writer, "tunnels")), (Some(2), Some(9)));
+    assert_eq!(Model::of(writer.view()), before);
+    assert!(reader.is_superseded());
+}

@@ -32,6 +32,7 @@ pub(crate) struct NodeSpec {
 pub struct Node {
     spec: NodeSpec,
     run_dir: PathBuf,
+    control_options: Vec<String>,
     // Processes come before the namespace, so that they are dropped before it.
     dataplane: Option<Process>,
     control: Option<Process>,
@@ -43,7 +44,7 @@ impl Node {
         let run_dir = spec.dir.join("run");
         std::fs::create_dir_all(&run_dir)
             .map_err(Error::io(format!("make the folder {}", run_dir.display())))?;
-        Ok(Node { spec, run_dir, dataplane: None, control: None, netns })
+        Ok(Node { spec, run_dir, control_options: Vec::new(), dataplane: None, control: None, netns })
     }
 
     /// The node's name in the manifests.
@@ -93,9 +94,13 @@ impl Node {
     pub fn control_args(&self) -> Vec<String> {
         let path = |p: &Path| p.display().to_string();
         let NodeSpec { name, manifests, .. } = &self.spec;
-        ["--run-dir", &path(&self.run_dir), "--node", name, "--manifests", &path(manifests)]
-            .map(str::to_owned)
-            .to_vec()
+        let own = ["--run-dir", &path(&self.run_dir), "--node", name, "--manifests", &path(manifests)];
+        own.map(str::to_owned).into_iter().chain(self.control_options.iter().cloned()).collect()
+    }
+
+    /// Further options with which control is started from now on.
+    pub fn set_control_options(&mut self, options: &[&str]) {
+        self.control_options = options.iter().map(|option| (*option).to_owned()).collect();
     }
 
     /// Starts `fairway-control`.

@@ -4,10 +4,12 @@
 use super::cluster::{Cluster, Member, SLICE_ENDPOINTS, upsert};
 use super::witness::{Expect, Witness};
 use super::{Choices, ChurnError, Times, status_mib};
+use crate::pktgen::cores::on_generator_core;
 use fairway_control::convert;
 use fairway_control::core::{Core, Options};
 use fairway_control::index::Event;
 use fairway_control::object::{Kind, ObjectKey};
+use fairway_control::room::DEFAULT_MAX_MIB;
 use fairway_tables::{Capacities, Ip, Writer};
 use fairway_tests::report::Figure;
 use std::os::unix::fs::MetadataExt;
@@ -28,6 +30,7 @@ fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
         vxlan_port: 4789,
         service_cidrs: Vec::new(),
         max_ports: capacities.ports,
+        max_tables_bytes: DEFAULT_MAX_MIB << 20,
     };
     let mut core = Core::new(options, Writer::open(dir, capacities)?);
     core.take(Vec::new(), vec![cluster.kernel()]);
@@ -73,7 +76,7 @@ pub fn run(dir: &Path, cluster: Cluster, changes: usize) -> Result<Vec<Figure>, 
         return Err(ChurnError::Broken(format!("a restart wrote {rewritten} batches instead of none")));
     }
     let mut bench = Changes::new(core, cluster, Witness::start(dir)?);
-    bench.run(changes)?;
+    on_generator_core(|| bench.run(changes))?;
     figures.extend(bench.figures(&params));
     figures.push(figure("reader", "rss_tables_mib", status_mib("self", "RssFile"), "MiB"));
     Ok(figures)

@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::manifests::proto_name;
 use fairway_tables::stats::{Counter, ProcessState, Stage, StatsReader, StatsSnapshot};
 use fairway_tables::{DropReason, Group, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -18,11 +19,18 @@ impl Core {
             took_us: last.took.as_micros() as u64,
             entries: last.entries,
         });
+        let mut left_out: BTreeMap<&str, u64> = BTreeMap::new();
+        for error in publisher.refused().values() {
+            *left_out.entry(error.table()).or_default() += 1;
+        }
         let usage = publisher.usage().into_iter().map(|u| types::TableUsage {
             table: u.table.to_owned(),
             used: u.used,
             capacity: u.capacity,
             retired: u.retired,
+            can_grow: publisher.can_grow(u.table),
+            left_out: left_out.get(u.table).copied().unwrap_or_default(),
+            left_out_total: publisher.refused_total(u.table),
         });
         types::Status {
             node: self.options().node.clone(),
@@ -52,6 +60,7 @@ impl Core {
                 .map(|p| types::Pending { what: p.what, reason: p.reason })
                 .collect(),
             errors: self.errors(),
+            warnings: publisher.warnings(),
             tables: usage.collect(),
         }
     }

@@ -30,6 +30,8 @@ pub struct Status {
     pub pending: Vec<Pending>,
     /// What went wrong and still is; each text says what, where and what to do.
     pub errors: Vec<String>,
+    /// Tables that are nearly full and cannot grow, and what to do.
+    pub warnings: Vec<String>,
     /// How full the tables are.
     pub tables: Vec<TableUsage>,
 }
@@ -110,6 +112,12 @@ pub struct TableUsage {
     pub capacity: u64,
     /// Entries that wait for readers to move on.
     pub retired: u64,
+    /// Whether it becomes larger by itself when it is full.
+    pub can_grow: bool,
+    /// Entries that it has no room for now.
+    pub left_out: u64,
+    /// Entries that it had no room for when they came, since control's start.
+    pub left_out_total: u64,
 }
 
 /// One entry of `GET /routes`.

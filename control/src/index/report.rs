@@ -75,6 +75,23 @@ impl Index {
         ])
     }
 
+    /// The object that an entry of the tables comes from.
+    pub fn claimant(&self, key: &crate::model::Key) -> Option<String> {
+        let object = |kind, namespace, name| ObjectKey::new(kind, namespace, name).to_string();
+        Some(match self.claims.get(key)?.keys().next()? {
+            super::Source::Local => object(Kind::Node, "", &self.config.node),
+            super::Source::Node(name) => object(Kind::Node, "", name),
+            super::Source::NextHop(ip) => format!("neighbour {ip}"),
+            super::Source::Pod(namespace, name) => object(Kind::Pod, namespace, name),
+            super::Source::Service(namespace, name) => object(Kind::Service, namespace, name),
+        })
+    }
+
+    /// This node's pods for which there was no port number left.
+    pub fn without_port(&self) -> impl Iterator<Item = ObjectKey> + '_ {
+        self.waiting_for_port.iter().map(|(namespace, name)| ObjectKey::new(Kind::Pod, namespace, name))
+    }
+
     /// Namespace and name of the pod behind a veth of this node.
     pub fn pod_behind(&self, veth: &str) -> Option<(&str, &str)> {
         let (namespace, name) = self.pods_by_veth.get(veth)?.first()?;

@@ -129,6 +129,7 @@ pub(crate) fn options(run_dir: &Path) -> Options {
         vxlan_port: 4789,
         service_cidrs: vec![],
         max_ports: 64,
+        max_tables_bytes: 1 << 30,
     }
 }
 

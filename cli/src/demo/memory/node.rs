@@ -8,6 +8,7 @@ use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
 use fairway_control::kernel::Update;
 use fairway_control::manifests::Listing;
 use fairway_control::names;
+use fairway_control::room::DEFAULT_MAX_MIB;
 use fairway_pmd::Umem;
 use fairway_pmd::memory::MemoryPeer;
 use fairway_tables::{Capacities, Ip, Mac, PortId, Prefix, Tables};
@@ -90,6 +91,7 @@ impl Node {
             vxlan_port: VXLAN_PORT,
             service_cidrs: Vec::new(),
             max_ports: capacities.ports,
+            max_tables_bytes: DEFAULT_MAX_MIB << 20,
         };
         let mut core = Core::new(options, writer);
         let facts = kernel_facts(&address, others, host_mac, &devices);
