@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for a full sync.
 const SYNC_PATIENCE: Duration = Duration::from_secs(120);
-/// Edits that are timed.
+/// Most edits that are timed, and for how long at most new ones are begun.
 const EDITS: usize = 20;
+const EDITING: Duration = Duration::from_secs(20);
 
 fn tests_error(error: fairway_tests::Error) -> ChurnError {
     ChurnError::Broken(error.to_string())
@@ -154,7 +155,8 @@ fn edits(dir: &Path, cluster: Cluster) -> Result<Times, ChurnError> {
     let path = service_file(&dir.join("manifests"), service);
     let members = cluster.members(service);
     let fewer: &[Member] = &members[1..];
-    for edit in 0..EDITS {
+    let begin = Instant::now();
+    for edit in (0..EDITS).take_while(|_| begin.elapsed() < EDITING) {
         let present = edit % 2 == 1;
         let now = if present { &members[..] } else { fewer };
         let text = yaml(&cluster.service(service))? + &yaml(&cluster.slice(service, 0, now))?;

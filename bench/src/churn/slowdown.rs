@@ -1,8 +1,10 @@
 //! What a worker pays for changes made while it forwards: nanoseconds per packet with the writer idle, writing as
-//! fast as it can, and at a steady pace. The changes concern services that the flows do not use.
+//! fast as it can, and at a steady pace. The changes concern services that the flows do not use. Engine and writer have
+//! a core each, as far as the machine has them.
 
 use super::{Choices, ChurnError};
 use crate::engine::{Case, Scenario};
+use crate::pktgen::cores::cores;
 use fairway_dataplane::clock;
 use fairway_tables::{Backend, Ip, Op, Service, ServiceKey, Writer};
 use fairway_tests::report::Figure;
@@ -54,7 +56,9 @@ struct Churner(Option<JoinHandle<()>>);
 impl Churner {
     fn start(mut writer: Writer) -> Churner {
         LOAD.store(Load::Idle as u8, Ordering::Release);
+        let (core, _) = cores();
         Churner(Some(std::thread::spawn(move || {
+            core.map(core_affinity::set_for_current);
             let mut choices = Choices::new(0xc0ffee);
             let mut next = Instant::now();
             loop {
@@ -113,11 +117,16 @@ pub fn run(rounds: usize, bursts: usize) -> Result<Vec<Figure>, ChurnError> {
     // The new services are noted, and every flow is fresh again.
     scenario.round(bursts);
     let churner = Churner::start(writer);
+    let (_, core) = cores();
+    core.map(core_affinity::set_for_current);
     let loads = [Load::Idle, Load::FlatOut, Load::Paced];
     let mut ns: [Vec<f64>; 3] = Default::default();
     let (mut written, mut wrote_for, mut disturbed) = (0, Duration::ZERO, 0.0f64);
-    for _ in 0..rounds {
-        for (load, ns) in loads.iter().zip(&mut ns) {
+    for round in 0..rounds {
+        for turn in 0..loads.len() {
+            // Each load comes first, second and last equally often.
+            let place = (round + turn) % loads.len();
+            let (load, ns) = (&loads[place], &mut ns[place]);
             churner.set(*load);
             let (before, begin) = (WRITTEN.load(Ordering::Relaxed), Instant::now());
             let (clocks, left_out) = scenario.undisturbed_round(bursts, LIMIT_NS);

@@ -1,6 +1,7 @@
-//! A reader on a thread of its own that does what a worker does with the tables, and says when it saw a change.
+//! A reader on a thread and core of its own that does what a worker does with the tables, and says when it saw a change.
 
 use super::ChurnError;
+use crate::pktgen::cores::cores;
 use fairway_tables::{Ip, NextHopKind, OpenError, Reader, ServiceKey, View};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -54,9 +55,11 @@ impl Witness {
     /// If the tables cannot be opened.
     pub fn start(dir: &Path) -> Result<Witness, OpenError> {
         let mut reader = Reader::open(dir, "witness")?;
+        let (_, core) = cores();
         let (asks, questions) = channel::<Expect>();
         let (answer, answers) = channel();
         let thread = std::thread::spawn(move || {
+            core.map(core_affinity::set_for_current);
             let mut looking = None;
             loop {
                 reader.quiescent();
