@@ -128,7 +128,8 @@ fn run_all(args: &Args) -> Result<(), ChurnError> {
     let figures = spawn("slowdown", args.nodes[0], args)?;
     let at = |metric: &str| value(&figures, "reader_slowdown", metric);
     println!("  idle                {:>6.1} ns per packet", at("idle_ns_per_packet"));
-    for (name, rate) in [("flat_out", at("flat_out_changes_per_s")), ("paced", at("paced_changes_per_s"))] {
+    for name in ["flat_out", "control", "paced"] {
+        let rate = at(&format!("{name}_changes_per_s"));
         let (ns, ratio) = (at(&format!("{name}_ns_per_packet")), at(&format!("{name}_ratio")));
         println!("  {rate:>9.0} changes/s {ns:>6.1} ns per packet, {:+.1} %", (ratio - 1.0) * 100.0);
     }

@@ -1,5 +1,5 @@
 //! What a worker pays for changes made while it forwards: nanoseconds per packet with the writer idle, writing as
-//! fast as it can, and at a steady pace. The changes concern services that the flows do not use. Engine and writer have
+//! fast as it can, as fast as control can, and at a steady pace. The changes concern services that the flows do not use. Engine and writer have
 //! a core each, as far as the machine has them.
 
 use super::{Choices, ChurnError};
@@ -18,8 +18,10 @@ const SERVICES: usize = 10_000;
 const BACKENDS: u8 = 10;
 /// Numbers of the flows' own services are below this.
 const FIRST_ID: u32 = 1000;
-/// Changes per second of the steady pace.
+/// Changes per second of the steady pace: a large cluster on a busy day.
 const PACE: u32 = 1000;
+/// Changes per second that control makes at most, from event to tables: 40 µs each and often more.
+const CONTROLS_PACE: u32 = 25_000;
 
 /// A burst of 64 packets that takes longer was interrupted: even if every packet of it is walked it takes 30 µs.
 const LIMIT_NS: f64 = 100_000.0;
@@ -30,10 +32,12 @@ const LIMIT_NS: f64 = 100_000.0;
 pub enum Load {
     /// Nothing.
     Idle,
-    /// One change after the other.
+    /// One change after the other, without the work that control has with each.
     FlatOut,
     /// [`PACE`] changes a second.
     Paced,
+    /// [`CONTROLS_PACE`] changes a second.
+    Control,
     /// It ends.
     Stop,
 }
@@ -74,6 +78,15 @@ impl Churner {
                         next = next.max(Instant::now() - Duration::from_millis(5))
                             + Duration::from_secs(1) / PACE;
                         std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                    }
+                    load if load == Load::Control as u8 => {
+                        RESTING.store(false, Ordering::Release);
+                        next = next.max(Instant::now() - Duration::from_millis(5))
+                            + Duration::from_secs(1) / CONTROLS_PACE;
+                        // Shorter than any sleep.
+                        while Instant::now() < next {
+                            std::hint::spin_loop();
+                        }
                     }
                     _ => RESTING.store(false, Ordering::Release),
                 }
@@ -119,8 +132,8 @@ pub fn run(rounds: usize, bursts: usize) -> Result<Vec<Figure>, ChurnError> {
     let churner = Churner::start(writer);
     let (_, core) = cores();
     core.map(core_affinity::set_for_current);
-    let loads = [Load::Idle, Load::FlatOut, Load::Paced];
-    let mut ns: [Vec<f64>; 3] = Default::default();
+    let loads = [Load::Idle, Load::FlatOut, Load::Paced, Load::Control];
+    let mut ns: [Vec<f64>; 4] = Default::default();
     let (mut written, mut wrote_for, mut disturbed) = (0, Duration::ZERO, 0.0f64);
     for round in 0..rounds {
         for turn in 0..loads.len() {
@@ -154,7 +167,10 @@ pub fn run(rounds: usize, bursts: usize) -> Result<Vec<Figure>, ChurnError> {
         figure("idle_ns_per_packet", median(ns[0].clone()), "ns"),
         figure("flat_out_ns_per_packet", median(ns[1].clone()), "ns"),
         figure("paced_ns_per_packet", median(ns[2].clone()), "ns"),
+        figure("control_ns_per_packet", median(ns[3].clone()), "ns"),
         figure("flat_out_ratio", ratio(&ns[1]), "1"),
+        figure("control_ratio", ratio(&ns[3]), "1"),
+        figure("control_changes_per_s", f64::from(CONTROLS_PACE), "1/s"),
         figure("paced_ratio", ratio(&ns[2]), "1"),
         figure("flat_out_changes_per_s", written as f64 / wrote_for.as_secs_f64(), "1/s"),
         figure("most_bursts_left_out_share", disturbed, "1"),
