@@ -1,18 +1,25 @@
-//! Compiles the XDP steering program with clang, so that it can be embedded.
+//! Compiles the BPF programs with clang, so that they can be embedded.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
-const SOURCE: &str = "bpf/steering.bpf.c";
+const SOURCES: [&str; 2] = ["steering", "node_ports"];
 const PACKAGES: &str = "on Debian: apt-get install clang libbpf-dev linux-libc-dev";
 
 fn main() {
-    println!("cargo::rerun-if-changed={SOURCE}");
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
+    for name in SOURCES {
+        compile(name);
+    }
+}
+
+fn compile(name: &str) {
+    let source = format!("bpf/{name}.bpf.c");
+    println!("cargo::rerun-if-changed={source}");
     let clang = std::env::var("BPF_CLANG").unwrap_or_else(|_| "clang".into());
-    let object = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("steering.bpf.o");
+    let object = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(format!("{name}.bpf.o"));
     let mut command = Command::new(&clang);
-    command.args(["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", "-c", SOURCE, "-o"]).arg(&object);
+    command.args(["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", "-c", &source, "-o"]).arg(&object);
     // <asm/types.h> lives under the host's triplet, which clang leaves out for the bpf target.
     for triplet in ["x86_64-linux-gnu", "aarch64-linux-gnu"] {
         let dir = Path::new("/usr/include").join(triplet);
@@ -23,11 +30,11 @@ fn main() {
     match command.output() {
         Ok(output) if output.status.success() => {}
         Ok(output) => fail(&format!(
-            "{clang} could not compile pmd/{SOURCE}:\n{}\nIf headers are missing, {PACKAGES}",
+            "{clang} could not compile pmd/{source}:\n{}\nIf headers are missing, {PACKAGES}",
             String::from_utf8_lossy(&output.stderr)
         )),
         Err(error) => fail(&format!(
-            "the XDP steering program is compiled with clang, but `{clang}` does not run: {error}\n{PACKAGES}"
+            "the BPF programs are compiled with clang, but `{clang}` does not run: {error}\n{PACKAGES}"
         )),
     }
 }

@@ -140,7 +140,11 @@ fn services(services: Vec<types::Service>) {
     for s in services {
         let name = format!("{}/{}", s.namespace, s.name);
         let name = if s.port_name.is_empty() { name } else { format!("{name}:{}", s.port_name) };
-        let backends = s.backends.iter().map(|b| join(&b.ip, b.port));
+        let local = s.local_backends.as_deref().unwrap_or_default();
+        let backends = s.backends.iter().map(|b| {
+            let mark = if local.contains(b) { " (local)" } else { "" };
+            format!("{}{mark}", join(&b.ip, b.port))
+        });
         let mut backends: Vec<String> = backends.collect();
         if backends.is_empty() {
             backends.push("(none)".to_owned());
@@ -154,12 +158,28 @@ fn services(services: Vec<types::Service>) {
                 first(name.clone()),
                 first(join(&s.ip, s.port)),
                 first(s.protocol.clone()),
+                first(policy(&s)),
                 first(affinity),
                 backend,
             ]);
         }
     }
-    table::print(&["service", "address", "protocol", "affinity", "backend"], &rows);
+    table::print(&["service", "address", "protocol", "policy", "affinity", "backend"], &rows);
+}
+
+/// How an address of a service treats its clients.
+fn policy(s: &types::Service) -> String {
+    let mut words = Vec::new();
+    if s.external {
+        words.push(if s.local_backends.is_some() { "Local" } else { "Cluster" });
+    }
+    if s.balancer != "random" {
+        words.push(&s.balancer);
+    }
+    if !s.source_ranges.is_empty() {
+        words.push("source ranges");
+    }
+    words.join(", ")
 }
 
 /// `address:port`, with brackets around IPv6.

@@ -4,6 +4,7 @@
 use crate::api::client::SOCKET;
 use crate::api::{ApiSocket, ListenError};
 use crate::core::{Core, Options, SharedCore};
+use crate::health;
 use crate::index::HostPlan;
 use crate::kernel::{self, Netlink, NetlinkError, Subscription, Update, prepare};
 use crate::manifests;
@@ -85,10 +86,12 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
     let (scans_tx, mut scans) = mpsc::channel(4);
     let (updates_tx, mut updates) = mpsc::channel(BATCH);
     let (plan_tx, plan) = watch::channel(core.lock().host_plan());
+    let (checks_tx, checks) = watch::channel(core.lock().health_checks());
     let tasks = [
         tokio::spawn(manifests::follow(options.manifests.clone(), scans_tx)),
         tokio::spawn(subscription.follow(updates_tx)),
         tokio::spawn(keep_host_network(plan, core.clone())),
+        tokio::spawn(health::answer(checks, core.clone())),
         tokio::spawn({
             let core = core.clone();
             async move {
@@ -113,12 +116,12 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
         }
         probe(&core, &mut netlink);
         retry(&core, &mut retried);
-        let Some(wanted) = core.lock().new_host_plan() else { continue };
-        plan_tx.send_if_modified(|plan| {
-            let changed = *plan != wanted;
-            *plan = wanted;
-            changed
-        });
+        if let Some(wanted) = core.lock().new_health_checks() {
+            send_if_new(&checks_tx, wanted);
+        }
+        if let Some(wanted) = core.lock().new_host_plan() {
+            send_if_new(&plan_tx, wanted);
+        }
     }
     tracing::info!("stopping; the tables stay as they are");
     for task in tasks {
@@ -126,6 +129,14 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
         let _ = task.await;
     }
     Ok(())
+}
+
+fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, wanted: T) {
+    to.send_if_modified(|held| {
+        let changed = *held != wanted;
+        *held = wanted;
+        changed
+    });
 }
 
 fn check_uplink(options: &Options) -> Result<(), StartError> {

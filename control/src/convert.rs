@@ -1,7 +1,8 @@
 //! From Kubernetes objects to [`crate::object`]: every field that Fairway uses is checked here, once, and
 //! an error names the field and says what to write instead.
 
-use crate::object::{EndpointSlice, Node, Object, Pod, Service, ServicePort, SliceEndpoint, SlicePort};
+use crate::object::{EndpointSlice, Node, Object, Pod, SliceEndpoint, SlicePort};
+use crate::services::is_left_to_others;
 use fairway_tables::{Ip, Prefix};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -101,6 +102,26 @@ pub enum Problem {
     /// Not an Ethernet address.
     #[error("'{0}' is not an Ethernet address; write it as 02:00:5e:00:53:01")]
     BadMac(String),
+    /// Not a way to choose a backend.
+    #[error("'{0}' is not a way to choose backends; use random or maglev")]
+    BadBalancer(String),
+    /// Not a mode of a load balancer's address.
+    #[error("'{0}' is not a mode of a load balancer's address; use VIP or Proxy")]
+    BadIpMode(String),
+    /// Not a type of Service.
+    #[error("'{0}' is not a type of Service; use ClusterIP, NodePort, LoadBalancer or ExternalName")]
+    BadServiceType(String),
+    /// A second cluster address of one family.
+    #[error("{0} is a second address of one family; give at most one IPv4 and one IPv6 address")]
+    SecondClusterIp(Ip),
+    /// An address that cannot be a service's.
+    #[error(
+        "{0} cannot be an address of a service; use one that is neither loopback, link-local nor multicast"
+    )]
+    UnusableIp(Ip),
+    /// A health check port that is a node port too.
+    #[error("{0} is a nodePort of this service too; give the health check a port of its own")]
+    RepeatedHealthPort(u16),
     /// An unknown session affinity.
     #[error("'{0}' is not a session affinity; use None or ClientIP")]
     BadAffinity(String),
@@ -124,21 +145,21 @@ pub(crate) fn namespace_of(meta: &ObjectMeta) -> String {
     meta.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned())
 }
 
-fn ip(field: impl Into<String>, text: &str) -> Checked<Ip> {
+pub(crate) fn ip(field: impl Into<String>, text: &str) -> Checked<Ip> {
     match text.parse::<IpAddr>() {
         Ok(addr) => Ok(addr.into()),
         Err(_) => fail(field, Problem::BadIp(text.to_owned())),
     }
 }
 
-fn port(field: impl Into<String>, number: i32) -> Checked<u16> {
+pub(crate) fn port(field: impl Into<String>, number: i32) -> Checked<u16> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
         _ => fail(field, Problem::BadPort(number)),
     }
 }
 
-fn protocol(field: impl Into<String>, name: Option<&str>) -> Checked<u8> {
+pub(crate) fn protocol(field: impl Into<String>, name: Option<&str>) -> Checked<u8> {
     match name {
         None | Some("TCP") => Ok(6),
         Some("UDP") => Ok(17),
@@ -148,7 +169,11 @@ fn protocol(field: impl Into<String>, name: Option<&str>) -> Checked<u8> {
 }
 
 /// Joins the plural field with the older singular one, which Kubernetes keeps equal to its first entry.
-fn plural<'a>(many: Option<&'a Vec<String>>, field: &str, one: Option<&'a String>) -> Vec<(String, &'a str)> {
+pub(crate) fn plural<'a>(
+    many: Option<&'a Vec<String>>,
+    field: &str,
+    one: Option<&'a String>,
+) -> Vec<(String, &'a str)> {
     match many {
         Some(list) if !list.is_empty() => {
             list.iter().enumerate().map(|(i, v)| (format!("{field}s[{i}]"), v.as_str())).collect()
@@ -225,85 +250,14 @@ pub fn pod(pod: &v1::Pod) -> Checked<Object> {
     }))
 }
 
-/// Checks a Service. Headless and ExternalName services are fine and produce nothing.
-pub fn service(service: &v1::Service) -> Checked<Object> {
-    let name = name_of(&service.metadata)?;
-    let namespace = namespace_of(&service.metadata);
-    let empty = v1::ServiceSpec::default();
-    let spec = service.spec.as_ref().unwrap_or(&empty);
-    let texts = plural(spec.cluster_ips.as_ref(), "spec.clusterIP", spec.cluster_ip.as_ref());
-    let external = spec.type_.as_deref() == Some("ExternalName");
-    let headless = texts.iter().any(|(_, text)| *text == "None");
-    let ports = service_ports(spec)?;
-    let mut cluster_ips = Vec::new();
-    if !external && !headless {
-        if ports.is_empty() {
-            return fail("spec.ports", Problem::NoPorts);
-        }
-        for (field, text) in texts.iter().filter(|(_, text)| !text.is_empty()) {
-            cluster_ips.push(ip(field.as_str(), text)?);
-        }
-        if cluster_ips.is_empty() {
-            return fail("spec.clusterIP", Problem::NoClusterIp);
-        }
-    }
-    let internal_local = is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?;
-    let affinity_timeout_s = affinity(spec)?;
-    Ok(Object::Service(Service { namespace, name, cluster_ips, ports, affinity_timeout_s, internal_local }))
-}
-
-/// Reads a traffic policy; the API's default is Cluster.
-fn is_local(field: &str, policy: Option<&str>) -> Checked<bool> {
-    match policy {
-        None | Some("" | "Cluster") => Ok(false),
-        Some("Local") => Ok(true),
-        Some(other) => fail(field, Problem::BadTrafficPolicy(other.to_owned())),
-    }
-}
-
-/// Seconds of session affinity; 0 for none.
-fn affinity(spec: &v1::ServiceSpec) -> Checked<u32> {
-    match spec.session_affinity.as_deref() {
-        None | Some("" | "None") => Ok(0),
-        Some("ClientIP") => {
-            let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-            match config.and_then(|c| c.timeout_seconds) {
-                None => Ok(10_800), // the API's default, three hours
-                Some(seconds @ 1..=86_400) => Ok(seconds as u32),
-                Some(other) => {
-                    let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-                    fail(field, Problem::BadTimeout(other))
-                }
-            }
-        }
-        Some(other) => fail("spec.sessionAffinity", Problem::BadAffinity(other.to_owned())),
-    }
-}
-
-fn service_ports(spec: &v1::ServiceSpec) -> Checked<Vec<ServicePort>> {
-    let list = spec.ports.as_deref().unwrap_or_default();
-    let mut ports: Vec<ServicePort> = Vec::new();
-    for (i, p) in list.iter().enumerate() {
-        let name = p.name.clone().unwrap_or_default();
-        let number = port(format!("spec.ports[{i}].port"), p.port)?;
-        let proto = protocol(format!("spec.ports[{i}].protocol"), p.protocol.as_deref())?;
-        if list.len() > 1 && name.is_empty() {
-            return fail(format!("spec.ports[{i}].name"), Problem::UnnamedPort);
-        }
-        if ports.iter().any(|o| o.name == name || (o.port == number && o.proto == proto)) {
-            return fail(format!("spec.ports[{i}]"), Problem::RepeatedPort);
-        }
-        ports.push(ServicePort { name, port: number, proto });
-    }
-    Ok(ports)
-}
-
 /// Checks an EndpointSlice.
 pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Checked<Object> {
     let name = name_of(&slice.metadata)?;
     let namespace = namespace_of(&slice.metadata);
     let labels = slice.metadata.labels.as_ref();
-    let service = labels.and_then(|l| l.get("kubernetes.io/service-name")).cloned().unwrap_or_default();
+    let service =
+        labels.and_then(|l| l.get("kubernetes.io/service-name")).filter(|_| !is_left_to_others(labels));
+    let service = service.cloned().unwrap_or_default();
     let is_v4 = slice.address_type == "IPv4";
     let mut out = EndpointSlice { namespace, name, service, is_v4, ports: Vec::new(), endpoints: Vec::new() };
     match slice.address_type.as_str() {

@@ -1,7 +1,8 @@
 //! The state of a running control process: sources' state, index and publisher, behind one short-held lock. Still
 //! without I/O but for the tables themselves, so that tests can drive it.
 
-use crate::index::{Config, Event, HostPlan, Index, KernelEvent};
+use crate::health::HealthChecks;
+use crate::index::{Config, Event, HostPlan, Index, KernelEvent, NodePortAddresses};
 use crate::kernel::{NeighbourTrust, Prober, Update};
 use crate::manifests::{Folder, Scan};
 use crate::model::Key;
@@ -35,6 +36,8 @@ pub struct Options {
     pub max_ports: u32,
     /// How large the file of tables may become, in bytes.
     pub max_tables_bytes: u64,
+    /// Where node ports answer.
+    pub node_port_addresses: NodePortAddresses,
 }
 
 /// See the module's head.
@@ -55,6 +58,8 @@ pub struct Core {
     host_epoch: u64,
     /// Whether the host plan may have changed since it was last asked for.
     plan_is_old: bool,
+    /// Whether health checks may have another answer since they were last asked for.
+    checks_are_old: bool,
 }
 
 impl Core {
@@ -67,6 +72,7 @@ impl Core {
             vni: options.vni,
             vxlan_port: options.vxlan_port,
             max_ports: options.max_ports,
+            node_port_addresses: options.node_port_addresses.clone(),
         };
         Core {
             index: Index::new(config, publisher.published()),
@@ -81,6 +87,7 @@ impl Core {
             errors: BTreeMap::new(),
             host_epoch: 0,
             plan_is_old: true,
+            checks_are_old: true,
         }
     }
 
@@ -133,6 +140,7 @@ impl Core {
 
     fn apply(&mut self, event: Event, touched: &mut BTreeSet<Key>) {
         self.plan_is_old |= concerns_host_plan(&event);
+        self.checks_are_old |= concerns_health_checks(&event);
         touched.extend(self.index.apply(event).into_iter().map(|(key, _)| key));
     }
 
@@ -205,6 +213,17 @@ impl Core {
     /// goes through the whole cluster.
     pub fn new_host_plan(&mut self) -> Option<Option<(HostPlan, u64)>> {
         std::mem::take(&mut self.plan_is_old).then(|| self.host_plan())
+    }
+
+    /// The health checks to answer.
+    pub fn health_checks(&self) -> HealthChecks {
+        let addresses = self.index.node_port_ips().map(Into::into).collect();
+        HealthChecks { addresses, by_port: self.index.health_checks() }
+    }
+
+    /// As [`Core::health_checks`], if something happened since the last call that may have changed them.
+    pub fn new_health_checks(&mut self) -> Option<HealthChecks> {
+        std::mem::take(&mut self.checks_are_old).then(|| self.health_checks())
     }
 
     /// Notes what is wrong in some part, or that it is no more.
@@ -303,6 +322,22 @@ fn concerns_host_plan(event: &Event) -> bool {
                 | KernelEvent::RouteGone(..)
                 | KernelEvent::Neighbour(..)
         ),
+    }
+}
+
+/// Whether health checks may be answered otherwise after this event.
+fn concerns_health_checks(event: &Event) -> bool {
+    match event {
+        Event::Upsert(object) => {
+            matches!(object, Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_))
+        }
+        Event::Delete(key) => matches!(key.kind, Kind::Node | Kind::Service | Kind::EndpointSlice),
+        Event::Kernel(event) => {
+            matches!(
+                event,
+                KernelEvent::Address(..) | KernelEvent::AddressGone(..) | KernelEvent::LinkGone(_)
+            )
+        }
     }
 }
 

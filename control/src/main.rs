@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use fairway_control::core::Options;
+use fairway_control::index::NodePortAddresses;
 use fairway_control::{app, kernel, manifests, room};
 use fairway_tables::{Capacities, Prefix};
 use std::io::IsTerminal;
@@ -36,6 +37,10 @@ struct Args {
     /// How large the file of tables may become, in MiB. Only what is used of it takes memory.
     #[arg(long, default_value_t = room::DEFAULT_MAX_MIB, value_parser = clap::value_parser!(u64).range(room::MIN_MAX_MIB..=1 << 20))]
     max_table_mib: u64,
+    /// Where node ports answer: `primary` for the node's first InternalIP of each family, or ranges of the node's
+    /// addresses; may be repeated.
+    #[arg(long, value_name = "primary|CIDR", value_delimiter = ',')]
+    nodeport_addresses: Vec<String>,
     /// Check a folder of manifests, print every error, and exit.
     #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
     check: Option<PathBuf>,
@@ -78,6 +83,7 @@ fn run(args: Args) -> Result<(), String> {
         service_cidrs: args.service_cidr,
         max_ports: capacities.ports,
         max_tables_bytes,
+        node_port_addresses: node_port_addresses(&args.nodeport_addresses)?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -85,6 +91,19 @@ fn run(args: Args) -> Result<(), String> {
         .build()
         .map_err(|e| format!("cannot start threads: {e}"))?;
     runtime.block_on(app::run(options, capacities)).map_err(|e| e.to_string())
+}
+
+fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, String> {
+    match texts {
+        [] => Ok(NodePortAddresses::Primary),
+        [only] if only == "primary" => Ok(NodePortAddresses::Primary),
+        ranges => {
+            let range = |text: &String| {
+                text.parse().map_err(|error| format!("--nodeport-addresses: {error}; `primary` stands alone"))
+            };
+            Ok(NodePortAddresses::In(ranges.iter().map(range).collect::<Result<_, _>>()?))
+        }
+    }
 }
 
 fn hostname() -> Result<String, String> {

@@ -2,8 +2,8 @@
 //! input, and the oracle of the tests.
 
 use fairway_tables::{
-    Backend, Endpoint, Group, Ip, Neighbour, NeighbourKey, NextHop, Port, PortId, Prefix, Service,
-    ServiceKey, Settings, Tunnel,
+    Endpoint, Group, Ip, Neighbour, NeighbourKey, NextHop, Port, PortId, Prefix, Service, ServiceKey,
+    Settings, Targets, Tunnel,
 };
 use std::collections::BTreeMap;
 
@@ -39,8 +39,8 @@ pub enum Value {
     Tunnel(Tunnel),
     /// A pod's address on this node.
     Endpoint(Endpoint),
-    /// A service port and its backends, sorted, without repeats.
-    Service(Service, Vec<Backend>),
+    /// A service port and what it leads to; backends sorted, without repeats.
+    Service(Service, Targets),
     /// A route with one next hop.
     Route(NextHop),
     /// A route with several next hops.

@@ -121,10 +121,13 @@ pub struct ServicePort {
     pub port: u16,
     /// IP protocol number: 6 TCP, 17 UDP, 132 SCTP.
     pub proto: u8,
+    /// `nodePort`; 0 if it has none.
+    pub node_port: u16,
 }
 
-/// A Service with cluster addresses, or without (headless, ExternalName: it then produces nothing).
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A Service with cluster addresses, or without (headless, ExternalName, left to another proxy: it then produces
+/// nothing).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Service {
     /// `metadata.namespace`.
     pub namespace: String,
@@ -138,6 +141,26 @@ pub struct Service {
     pub affinity_timeout_s: u32,
     /// `spec.internalTrafficPolicy` is Local.
     pub internal_local: bool,
+    /// `spec.externalTrafficPolicy` is Local, and the service is reached from outside.
+    pub external_local: bool,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<Ip>,
+    /// `status.loadBalancer.ingress[].ip` of mode VIP: packets come addressed to them.
+    pub load_balancer_ips: Vec<Ip>,
+    /// `spec.loadBalancerSourceRanges`; empty: all are admitted.
+    pub source_ranges: Vec<Prefix>,
+    /// `spec.healthCheckNodePort`, where it is to be answered; else 0.
+    pub health_check_node_port: u16,
+    /// Annotation `fairway.io/load-balancer` is maglev.
+    pub maglev: bool,
+}
+
+impl Service {
+    /// Whether it is reached at other addresses than cluster addresses.
+    pub fn is_external(&self) -> bool {
+        let node_ports = self.ports.iter().any(|port| port.node_port != 0);
+        node_ports || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
 }
 
 /// One entry of an EndpointSlice's `ports`.

@@ -234,9 +234,7 @@ pub fn read(view: View<'_>) -> Model {
     }));
     model.extend(view.neighbours().map(|(k, v)| (Key::Neighbour(k), Value::Neighbour(v))));
     model.extend(view.tunnels().map(|(k, v)| (Key::Tunnel(k), Value::Tunnel(v))));
-    model.extend(
-        view.services().map(|(k, v)| (Key::Service(k), Value::Service(v.service(), v.backends().collect()))),
-    );
+    model.extend(view.services().map(|(k, v)| (Key::Service(k), Value::Service(v.service(), v.targets()))));
     model
 }
 
@@ -269,7 +267,7 @@ fn op(key: &Key, value: Option<&Value>) -> Op {
         (Key::Route(k), Some(Value::Paths(v))) => Op::SetPaths(*k, v.clone()),
         (Key::Neighbour(k), Some(Value::Neighbour(v))) => Op::SetNeighbour(*k, *v),
         (Key::Tunnel(k), Some(Value::Tunnel(v))) => Op::SetTunnel(*k, *v),
-        (Key::Service(k), Some(Value::Service(v, backends))) => Op::SetService(*k, *v, backends.clone()),
+        (Key::Service(k), Some(Value::Service(v, targets))) => Op::SetService(*k, *v, targets.clone()),
         // A value always is of its key's kind (tests/properties.rs), so what is left are deletions.
         (Key::Settings, _) => Op::SetSettings(NO_SETTINGS),
         (Key::Port(k), _) => Op::DelPort(*k),

@@ -3,7 +3,7 @@
 
 mod common;
 
-use fairway_control::core::{Core, Options};
+use fairway_control::core::Core;
 use fairway_control::index::Facts;
 use fairway_control::kernel::Update;
 use fairway_tables::{Capacities, Ip, ServiceKey, Tables};
@@ -17,18 +17,7 @@ struct Cluster {
 impl Cluster {
     fn new(policy: &'static str) -> Cluster {
         let (writer, _) = Tables::heap(Capacities::default());
-        let options = Options {
-            run_dir: "/nowhere".into(),
-            node: "a".into(),
-            manifests: "/nowhere".into(),
-            uplink: None,
-            vni: 4096,
-            vxlan_port: 4789,
-            service_cidrs: vec![],
-            max_ports: 64,
-            max_tables_bytes: 1 << 30,
-        };
-        let mut core = Core::new(options, writer);
+        let mut core = Core::new(common::options(std::path::Path::new("/nowhere")), writer);
         core.take(vec![], vec![Update::Listing(Facts::default(), vec![])]);
         Cluster { core, zone: "", policy }
     }

@@ -28,6 +28,7 @@ fn core(files: &[(&str, &str)]) -> Core {
         service_cidrs: vec![],
         max_ports: 64,
         max_tables_bytes: 1 << 30,
+        node_port_addresses: Default::default(),
     };
     let mut core = Core::new(options, writer);
     let mut facts = Facts::default();

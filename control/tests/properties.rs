@@ -2,7 +2,9 @@
 //! change equal those of an index that only ever saw the end state.
 
 use fairway_control::encapsulation::{Encapsulation, Pool, When};
-use fairway_control::index::{Config, Event, Index, KernelEvent, Link, RouteVia, UPLINK_PORT};
+use fairway_control::index::{
+    Config, Event, Index, KernelEvent, Link, NodePortAddresses, RouteVia, UPLINK_PORT,
+};
 use fairway_control::model::{Key, Model, Value, apply};
 use fairway_control::names;
 use fairway_control::object::{
@@ -12,7 +14,14 @@ use fairway_tables::{Ip, Mac, Prefix};
 use proptest::prelude::*;
 
 fn config(uplink: Option<&str>) -> Config {
-    Config { node: "n0".into(), uplink: uplink.map(Into::into), vni: 4096, vxlan_port: 4789, max_ports: 4 }
+    Config {
+        node: "n0".into(),
+        uplink: uplink.map(Into::into),
+        vni: 4096,
+        vxlan_port: 4789,
+        max_ports: 4,
+        node_port_addresses: NodePortAddresses::Primary,
+    }
 }
 
 fn prefix(a: u8, len: u8) -> Prefix {
@@ -54,19 +63,36 @@ fn pod() -> impl Strategy<Value = Object> {
 }
 
 fn service() -> impl Strategy<Value = Object> {
-    let ports = proptest::collection::btree_map(80u16..83, prop_oneof![Just(6u8), Just(17)], 0..3);
-    (0u8..3, proptest::collection::vec(1u8..4, 0..3), ports, 0u32..2, any::<bool>()).prop_map(
-        |(s, ips, ports, affinity, internal_local)| {
+    let proto = || prop_oneof![Just(6u8), Just(17)];
+    let ports = proptest::collection::btree_map(80u16..83, (proto(), 0u16..3), 0..3);
+    // Some are this node's own address, or another service's.
+    let external =
+        || proptest::collection::vec(prop_oneof![Just([192, 0, 2, 1]), Just([203, 0, 113, 1])], 0..2);
+    let addresses = (proptest::collection::vec(1u8..4, 0..3), external(), external());
+    let range = prop_oneof![Just("192.0.2.0/24"), Just("10.0.0.0/8"), Just("fd00::/8")];
+    let ranges = proptest::collection::vec(range, 0..2);
+    (0u8..3, addresses, ports, 0u32..2, ranges, any::<[bool; 4]>()).prop_map(
+        |(s, (ips, external_ips, balancer_ips), ports, affinity, ranges, [a, b, c, d])| {
+            let v4 = |list: Vec<[u8; 4]>| list.into_iter().map(Ip::v4).collect();
             Object::Service(Service {
                 namespace: "default".into(),
                 name: format!("s{s}"),
                 cluster_ips: ips.into_iter().map(|i| Ip::v4([10, 96, 0, i])).collect(),
                 ports: ports
                     .into_iter()
-                    .map(|(port, proto)| ServicePort { name: format!("p{}", port % 2), port, proto })
+                    .map(|(port, (proto, node_port))| {
+                        let node_port = if node_port == 0 { 0 } else { 30_000 + node_port };
+                        ServicePort { name: format!("p{}", port % 2), port, proto, node_port }
+                    })
                     .collect(),
                 affinity_timeout_s: affinity,
-                internal_local,
+                internal_local: a,
+                external_local: b,
+                external_ips: v4(external_ips),
+                load_balancer_ips: v4(balancer_ips),
+                source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
+                health_check_node_port: if c { 32_000 } else { 0 },
+                maglev: d,
             })
         },
     )
@@ -224,7 +250,11 @@ fn check(model: &Model) {
             (Key::Port(_), Value::Port(port)) => {
                 assert!(devices.insert(port.ifname), "two ports, one device")
             }
-            (Key::Service(_), Value::Service(_, backends)) => assert!(backends.is_sorted_by(|a, b| a < b)),
+            (Key::Service(_), Value::Service(_, targets)) => {
+                for list in [&targets.cluster, &targets.local] {
+                    assert!(list.is_sorted_by(|a, b| a < b));
+                }
+            }
             (Key::Endpoint(_), Value::Endpoint(e)) => assert!(model.contains_key(&Key::Port(e.port))),
             (Key::Neighbour(_), Value::Neighbour(_))
             | (Key::Tunnel(_), Value::Tunnel(_))

@@ -2,6 +2,7 @@
 //! the process, by tests and by the demo over memory; where queues come from is the caller's affair.
 
 use crate::WorkerState;
+use crate::affinity::Affinity;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
 use crate::sleep::{Sleeper, Waker};
@@ -53,6 +54,8 @@ pub struct Plan<'a> {
     pub umem: &'a Umem,
     /// Connections, shared by all.
     pub conntrack: &'a Conntrack,
+    /// Clients of services with session affinity, shared by all.
+    pub affinity: &'a Affinity,
     /// Counters, one set per worker.
     pub stats: &'a StatsWriter,
 }
@@ -104,7 +107,8 @@ impl Crew {
         let mut crew = Crew { handles: Vec::with_capacity(count), owners: owners.clone() };
         for (id, (core, sleeper)) in plan.cores.iter().zip(sleepers).enumerate() {
             let stats = plan.stats.worker(id as u32);
-            let mut state = WorkerState::new(plan.flows, plan.ports, plan.conntrack.clone());
+            let mut state =
+                WorkerState::new(plan.flows, plan.ports, plan.conntrack.clone(), plan.affinity.clone());
             state.counters = Counters::resume(&stats, plan.ports);
             let baseline = state.counters.clone();
             let mailbox = Arc::new(Mailbox {

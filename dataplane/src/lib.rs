@@ -5,6 +5,8 @@
 //! process ([`worker`], [`crew`], [`engine`]). Nothing here talks to Kubernetes, and nothing below `worker` does I/O.
 //! For the model checker (`cfg(loom)`) there is only what it checks: the connection table.
 
+#[cfg(not(loom))]
+pub mod affinity;
 pub mod clock;
 pub mod conntrack;
 #[cfg(not(loom))]

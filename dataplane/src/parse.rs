@@ -4,7 +4,9 @@
 //! rewrite without further checks of its lengths.
 
 use crate::flow::FlowKey;
-use crate::wire::{self, ETH_LEN, TCP_LEN, UDP_LEN, be16, ecn, icmp, ipv4, proto, raw32, tcp_flags, vxlan};
+use crate::wire::{
+    self, ETH_LEN, TCP_LEN, UDP_LEN, be16, ecn, icmp, ipv4, proto, raw32, sctp, tcp_flags, vxlan,
+};
 use fairway_tables::{DropReason, Mac, Port, PortId, PortKind, Settings, Vxlan};
 
 /// What parsing needs to know of the port on which a packet came in.
@@ -242,6 +244,10 @@ fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, Drop
             let Some(udp) = l4.first_chunk::<UDP_LEN>() else { return Err(DropReason::Truncated) };
             parsed.key.ports = raw32(udp, 0);
         }
+        proto::SCTP => {
+            let Some(sctp) = l4.first_chunk::<{ sctp::LEN }>() else { return Err(DropReason::Truncated) };
+            parsed.key.ports = raw32(sctp, 0);
+        }
         proto::ICMP => {
             let Some(message) = l4.first_chunk::<{ icmp::LEN }>() else { return Err(DropReason::Truncated) };
             if !icmp::is_echo(message[0]) {
@@ -266,7 +272,7 @@ fn fragment(ip: &ipv4::Header<'_>, mut parsed: Parsed) -> Result<Class, DropReas
     }
     // The shortest first fragment there is (RFC 791 section 3.2); it holds both ports.
     let Some(l4) = ip.payload().first_chunk::<8>() else { return Err(DropReason::Truncated) };
-    if matches!(ip.proto(), proto::TCP | proto::UDP) {
+    if matches!(ip.proto(), proto::TCP | proto::UDP | proto::SCTP) {
         parsed.key.ports = raw32(l4, 0);
     }
     Ok(Class::Single(parsed))

@@ -2,7 +2,7 @@
 //! told apart here.
 
 use crate::flow::FlowKey6;
-use crate::wire::{ETH_LEN, TCP_LEN, UDP_LEN, icmpv6, ipv6, proto, raw32, tcp_flags};
+use crate::wire::{ETH_LEN, TCP_LEN, UDP_LEN, icmpv6, ipv6, proto, raw32, sctp, tcp_flags};
 use fairway_tables::{DropReason, Ip};
 
 /// An IPv6 packet that belongs, or may belong, to a flow.
@@ -70,6 +70,10 @@ fn classify(frame: &[u8], l2: u16, outer: u32, context: u16) -> Result<Class6, D
         proto::UDP => {
             let Some(udp) = l4.first_chunk::<UDP_LEN>() else { return Err(DropReason::Truncated) };
             parsed.key.ports = raw32(udp, 0);
+        }
+        proto::SCTP => {
+            let Some(sctp) = l4.first_chunk::<{ sctp::LEN }>() else { return Err(DropReason::Truncated) };
+            parsed.key.ports = raw32(sctp, 0);
         }
         proto::ICMPV6 => {
             let Some(message) = l4.first_chunk::<{ icmpv6::LEN }>() else {

@@ -1,5 +1,6 @@
 //! What a worker keeps from burst to burst.
 
+use crate::affinity::Affinity;
 use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
@@ -11,7 +12,7 @@ use crate::stages::Stages;
 use fairway_tables::stats::Counter;
 use fairway_tables::{PortId, View};
 
-/// A worker's memory: private, except the connection table.
+/// A worker's memory: private, except the tables of connections and of clients.
 pub struct WorkerState {
     /// IPv4 flows of packets that this worker received.
     pub flows: FlowTable<FlowEntry>,
@@ -21,6 +22,8 @@ pub struct WorkerState {
     pub templates: Templates,
     /// Connections, shared by all workers.
     pub conntrack: Conntrack,
+    /// Which backends clients were given last, shared by all workers.
+    pub affinity: Affinity,
     /// Private counts.
     pub counters: Counters,
     /// Cost of the steps.
@@ -36,12 +39,13 @@ pub struct WorkerState {
 
 impl WorkerState {
     /// A worker that knows no flow. `flows`: how many it serves at best speed; `ports`: numbers below this.
-    pub fn new(flows: usize, ports: usize, conntrack: Conntrack) -> WorkerState {
+    pub fn new(flows: usize, ports: usize, conntrack: Conntrack, affinity: Affinity) -> WorkerState {
         WorkerState {
             flows: FlowTable::new(flows, crate::random_seed()),
             flows6: FlowTable::new(flows, crate::random_seed()),
             templates: Templates::new(),
             conntrack,
+            affinity,
             counters: Counters::new(ports),
             stages: Stages::new(),
             icmp_limit: Limiter::new(ports),

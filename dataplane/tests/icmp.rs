@@ -9,7 +9,7 @@ use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::{ETH_LEN, checksum, icmp, proto, put_raw16, tcp_flags};
 use fairway_tables::stats::Counter;
 use fairway_tables::{
-    DropReason, Ip, NextHop, NextHopKind, Op, Port, PortId, PortKind, Prefix, Service, ServiceKey,
+    DropReason, Ip, NextHop, NextHopKind, Op, Port, PortId, PortKind, Prefix, Service, ServiceKey, Targets,
 };
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
@@ -136,7 +136,7 @@ fn a_service_without_endpoints_refuses_and_one_with_endpoints_elsewhere_is_silen
     assert_eq!(port, addr::pod_port(0));
     assert_eq!(message(&out), (icmp::UNREACHABLE, icmp::unreachable::PORT, 0, packet_of(&sent).to_vec()));
     let service = Service { id: 1, flags: Service::ENDPOINTS_ELSEWHERE, affinity_timeout_s: 0 };
-    world.apply(Op::SetService(ServiceKey::new(Ip::v4(VIP), 80, proto::TCP), service, vec![]));
+    world.apply(Op::SetService(ServiceKey::new(Ip::v4(VIP), 80, proto::TCP), service, Targets::default()));
     assert_eq!(world.send(addr::pod_port(0), &sent), None);
     assert_eq!((drops(&world, DropReason::NoBackend), drops(&world, DropReason::NoLocalBackend)), (1, 1));
     world.finish();

@@ -34,6 +34,7 @@
 #define MAX_TUNNEL_PORTS 16
 #define MAX_PROTOCOLS 4
 #define MAX_POD_PREFIXES 256
+#define MAX_FRONTENDS 131072
 
 enum port_class {
 	CLASS_UPLINK = 1,
@@ -58,6 +59,14 @@ struct port {
 
 struct address {
 	__u32 word[4]; // IPv6, or IPv4 mapped into it (::ffff:a.b.c.d), in network order
+};
+
+// Where a service is reached.
+struct frontend {
+	struct address address;
+	__u16 port; // in network order
+	__u8 protocol;
+	__u8 zero;
 };
 
 struct prefix {
@@ -109,6 +118,14 @@ struct {
 } fw_pod_prefixes SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FRONTENDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct frontend);
+	__type(value, __u32);
+} fw_frontends SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, OUTCOMES);
 	__type(key, __u32);
@@ -151,6 +168,20 @@ static __always_inline int is_pod(const struct address *daddr)
 	return bpf_map_lookup_elem(&fw_pod_prefixes, &key) != 0;
 }
 
+// Whether a packet is for a service. TCP, UDP and SCTP all begin with both ports.
+static __always_inline int is_service(const struct address *daddr, __u8 protocol, void *l4, void *data_end)
+{
+	struct frontend key = {.address = *daddr, .protocol = protocol};
+	__u16 *ports = l4;
+
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_SCTP)
+		return 0;
+	if ((void *)(ports + 2) > data_end)
+		return 0;
+	key.port = ports[1];
+	return bpf_map_lookup_elem(&fw_frontends, &key) != 0;
+}
+
 static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 {
 	struct iphdr *ip = l3;
@@ -163,17 +194,19 @@ static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 	daddr.word[3] = ip->daddr;
 	if (is_pod(&daddr))
 		return 1;
-	// Any fragment of a tunnel's packet, the first too: the rest of its datagram carries no ports, and only
+	// Any fragment of a tunnel's or a service's packet, the first too: the rest of its datagram carries no ports, and only
 	// a kernel that gets all of it can put it together.
 	if (ip->frag_off & bpf_htons(0x3fff))
 		return 0;
-	if (ip->protocol != IPPROTO_UDP) {
-		protocol = ip->protocol;
-		return bpf_map_lookup_elem(&fw_protocols, &protocol) &&
-		       bpf_map_lookup_elem(&fw_node_addrs, &daddr);
-	}
+	protocol = ip->protocol;
 	header_bytes = ip->ihl * 4;
-	return is_tunnel(&daddr, l3 + header_bytes, data_end);
+	if (protocol == IPPROTO_UDP) {
+		if (is_tunnel(&daddr, l3 + header_bytes, data_end))
+			return 1;
+	} else if (bpf_map_lookup_elem(&fw_protocols, &protocol) && bpf_map_lookup_elem(&fw_node_addrs, &daddr)) {
+		return 1;
+	}
+	return is_service(&daddr, protocol, l3 + header_bytes, data_end);
 }
 
 static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
@@ -184,14 +217,14 @@ static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return 0;
 	// Extension headers, the fragment header among them, stay with the kernel.
-	if (ip->nexthdr != IPPROTO_UDP)
-		return 0;
 	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
-	return is_tunnel(&daddr, ip + 1, data_end);
+	if (ip->nexthdr == IPPROTO_UDP && is_tunnel(&daddr, ip + 1, data_end))
+		return 1;
+	return is_service(&daddr, ip->nexthdr, ip + 1, data_end);
 }
 
-// What Fairway takes from a NIC: tunnels to this node, and packets to its pods where they come without. Further kinds of
-// traffic (service prefixes, NodePorts, the node's SNAT port range) join here, each as one more test on the destination.
+// What Fairway takes from a NIC: tunnels to this node, packets to its pods where they come without, and packets to the
+// addresses and ports of services.
 static __always_inline int uplink_takes(void *data, void *data_end)
 {
 	struct ethhdr *eth = data;

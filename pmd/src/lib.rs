@@ -22,6 +22,8 @@ mod loom_tests;
 #[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
+pub mod node_ports;
+#[cfg(not(loom))]
 pub mod pcap;
 mod pool;
 #[cfg(not(loom))]

@@ -112,6 +112,10 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         steering.set_protocols(&[4]).unwrap();
         steering.set_pod_prefixes(&[(pods, 24), (far, 24)]).unwrap();
         steering.set_pod_prefixes(&[(pods, 24)]).unwrap();
+        let services = |list: &[(IpAddr, u16, u8)]| list.iter().copied().collect();
+        let balancer = IpAddr::from([203, 0, 113, 1]);
+        steering.set_frontends(services(&[(v4, 30000, 6), (balancer, 80, 17)])).unwrap();
+        steering.set_frontends(services(&[(v4, 30000, 6), (v6, 30000, 132), (v4, 30001, 17)])).unwrap();
         steering.attach("va", PortClass::Uplink).unwrap();
         let mut va = AfXdp::new(&umem).open("va", 0, &AfXdpConfig::pod()).unwrap().remove(0);
         steering.register_queues([&va]).unwrap();
@@ -121,7 +125,15 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         let vlan = [&[0, 5, 8, 0][..], &ipv4(ENGINE, 17, 0, &[], &udp(4789))[14..]].concat();
         let mut short_ihl = ipv4(ENGINE, 17, 0, &[], &udp(4789));
         short_ihl[14] = 0x44;
-        let cases: [(&str, Vec<u8>, SteeringStats); 29] = [
+        let cases: [(&str, Vec<u8>, SteeringStats); 37] = [
+            ("a node port over TCP", ipv4(ENGINE, 6, 0, &[], &udp(30000)), taken),
+            ("a node port behind IPv4 options", ipv4(ENGINE, 6, 0, &[1; 8], &udp(30000)), taken),
+            ("a node port over UDP", ipv4(ENGINE, 17, 0, &[], &udp(30001)), taken),
+            ("a node port over SCTP and IPv6", ipv6(ENGINE6, 132, &udp(30000)), taken),
+            ("a node port of another protocol", ipv4(ENGINE, 17, 0, &[], &udp(30000)), passed),
+            ("a node port of another node", ipv4([10, 9, 0, 99], 6, 0, &[], &udp(30000)), passed),
+            ("a fragment to a node port", ipv4(ENGINE, 6, 0x2000, &[], &udp(30000)), passed),
+            ("a service that was taken away", ipv4([203, 0, 113, 1], 17, 0, &[], &udp(80)), passed),
             ("VXLAN over IPv4", ipv4(ENGINE, 17, 0, &[], &udp(4789)), taken),
             ("VXLAN, don't fragment", ipv4(ENGINE, 17, 0x4000, &[], &udp(4789)), taken),
             ("VXLAN behind IPv4 options", ipv4(ENGINE, 17, 0, &[1; 8], &udp(4789)), taken),

@@ -145,7 +145,7 @@ impl Writer {
         ops.extend(view.routes().map(|(k, paths)| Op::SetPaths(k, Box::new(paths))));
         ops.extend(view.neighbours().map(|(k, v)| Op::SetNeighbour(k, v)));
         ops.extend(view.tunnels().map(|(k, v)| Op::SetTunnel(k, v)));
-        ops.extend(view.services().map(|(k, v)| Op::SetService(k, v.service(), v.backends().collect())));
+        ops.extend(view.services().map(|(k, v)| Op::SetService(k, v.service(), v.targets())));
         ops
     }
 }

@@ -77,7 +77,7 @@ pub struct Capacities {
     pub tunnels: u32,
     /// Service ports.
     pub services: u32,
-    /// Backends of all service ports together.
+    /// Backends of all service ports together. A source range counts as one backend, a Maglev table as 1,366.
     pub backends: u32,
 }
 
@@ -157,14 +157,16 @@ pub(crate) struct RouteValue {
     pub(crate) id: u32,
 }
 
-/// What a service's slot holds: publishing the slot publishes service and backends at once.
+/// What a service's slot holds: publishing the slot publishes the service and what it leads to at once.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub(crate) struct ServiceValue {
     pub(crate) service: Service,
-    /// First backend in the arena.
+    /// First slot of its block in the arena; see [`service`](crate::service) for what is in it.
     pub(crate) first: u32,
-    pub(crate) count: u32,
+    pub(crate) cluster: u32,
+    pub(crate) local: u32,
+    pub(crate) source_ranges: u32,
 }
 
 /// The arena of backends.
@@ -269,6 +271,7 @@ impl Layout {
             [Trie4::ROOT_BITS as usize, Trie6::ROOT_BITS as usize, HEADER_LEN],
             [Nodes::STRIDE, crate::lpm::STRIDE as usize, Slots::<Group>::STRIDE],
             [header::CHANGE_COUNT, header::CHANGES, crate::changes::RING as usize],
+            [crate::maglev::SIZE, 0, 0],
         ];
         fnv(shapes.as_flattened().iter().flat_map(|n| (*n as u64).to_le_bytes()))
     }

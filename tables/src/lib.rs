@@ -31,6 +31,7 @@ mod lpm;
 mod lpm_nodes;
 #[cfg(not(loom))]
 mod lpm_write;
+mod maglev;
 #[cfg(not(loom))]
 mod next_hops;
 #[cfg(not(loom))]
@@ -40,6 +41,8 @@ mod quiescence;
 mod reader;
 #[cfg(not(loom))]
 mod recover;
+#[cfg(not(loom))]
+mod service;
 #[cfg(not(loom))]
 pub mod stats;
 #[cfg(not(loom))]
@@ -70,6 +73,8 @@ pub use record::*;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use region::FaultStop;
 #[cfg(not(loom))]
-pub use view::{ServiceView, View};
+pub use service::{BackendSet, ServiceView, Targets};
+#[cfg(not(loom))]
+pub use view::View;
 #[cfg(not(loom))]
 pub use writer::{TableUsage, Tables, Writer};

@@ -4,6 +4,7 @@ use crate::error::ApplyError;
 use crate::group::Group;
 use crate::lpm_write::RouteTarget;
 use crate::record::*;
+use crate::service::Targets;
 use crate::view::View;
 use crate::{Ip, Prefix};
 use std::collections::HashMap;
@@ -35,8 +36,8 @@ pub enum Op {
     SetTunnel(Ip, Tunnel),
     /// Deletes a remote node.
     DelTunnel(Ip),
-    /// Sets a service port with all its backends, in the order that readers will see.
-    SetService(ServiceKey, Service, Vec<Backend>),
+    /// Sets a service port with all that it leads to, in the order that readers will see.
+    SetService(ServiceKey, Service, Targets),
     /// Deletes a service port.
     DelService(ServiceKey),
 }
@@ -132,8 +133,8 @@ pub(crate) struct Difference<'a> {
     pub(crate) routes: Changes<Prefix, RouteTarget<'a>>,
     pub(crate) neighbours: Changes<NeighbourKey, Neighbour>,
     pub(crate) tunnels: Changes<Ip, Tunnel>,
-    pub(crate) services: Changes<ServiceKey, (Service, &'a [Backend])>,
-    /// Backends that the services set now have, and those that services had that are set or deleted.
+    pub(crate) services: Changes<ServiceKey, (Service, &'a Targets)>,
+    /// Slots that the services set now take, and those that services took that are set or deleted.
     pub(crate) backends_added: u64,
     pub(crate) backends_removed: u64,
 }
@@ -176,21 +177,21 @@ impl<'a> Difference<'a> {
             Op::DelNeighbour(k) => self.neighbours.delete(*k, view.neighbour_by_key(k)),
             Op::SetTunnel(k, v) => self.tunnels.set(*k, *v, view.tunnel(*k)),
             Op::DelTunnel(k) => self.tunnels.delete(*k, view.tunnel(*k)),
-            Op::SetService(k, service, backends) => {
+            Op::SetService(k, service, targets) => {
                 let old = view.service(k);
                 if let Some(old) = old {
-                    if old.service() == *service && old.backends().eq(backends.iter().copied()) {
+                    if old.service() == *service && old.targets() == *targets {
                         return;
                     }
-                    self.backends_removed += old.len() as u64;
+                    self.backends_removed += u64::from(old.slots());
                 }
-                self.backends_added += backends.len() as u64;
+                self.backends_added += u64::from(targets.value(service, 0).slots());
                 self.services.inserts += usize::from(old.is_none());
-                self.services.set.push((*k, (*service, backends)));
+                self.services.set.push((*k, (*service, targets)));
             }
             Op::DelService(k) => {
                 if let Some(old) = view.service(k) {
-                    self.backends_removed += old.len() as u64;
+                    self.backends_removed += u64::from(old.slots());
                     self.services.delete.push(*k);
                 }
             }

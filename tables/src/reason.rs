@@ -59,6 +59,8 @@ reasons! {
     NoBackend = "no-backend",
     /// The service has backends, but none on this node, as its traffic policy demands.
     NoLocalBackend = "no-local-backend",
+    /// The service admits clients of certain ranges only, and this one is in none of them.
+    SourceRange = "source-range",
     /// Larger than the output port's MTU.
     TooBig = "too-big",
     /// An encapsulated packet whose VXLAN header is not valid (RFC 7348 section 5).

@@ -195,7 +195,8 @@ pub struct Neighbour {
     pub reserved: u16,
 }
 
-/// Key of a service port: `spec.clusterIPs` × `spec.ports[].port` × `spec.ports[].protocol`.
+/// Key of a service port: an address at which the service is reached, and `port` and `protocol` of one of its
+/// `spec.ports`; with a node's own address, `nodePort` instead of `port`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
 pub struct ServiceKey {
@@ -210,6 +211,12 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
+    /// Address at which the node's own processes find the node ports of all its IPv4 addresses: what they send to those
+    /// themselves never leaves the kernel, and is turned to this one. Link-local, beside the pods' gateway.
+    pub const NODE_PORTS: Ip = Ip::v4([169, 254, 1, 2]);
+    /// As [`NODE_PORTS`](Self::NODE_PORTS), for IPv6: of the prefix whose packets may go nowhere (RFC 6666).
+    pub const NODE_PORTS6: Ip = Ip([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
     /// The key of one port of a service.
     pub fn new(ip: Ip, port: u16, proto: u8) -> ServiceKey {
         ServiceKey { ip, port, proto, reserved: 0 }
@@ -220,9 +227,10 @@ impl ServiceKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Service {
-    /// Number that stays with the service port as long as it lives, for counters.
+    /// Number that stays with the service port as long as it lives, the same for all its addresses of one family.
     pub id: u32,
-    /// Bits: [`Service::ENDPOINTS_ELSEWHERE`], [`Service::MASQUERADE`].
+    /// Bits: [`Service::ENDPOINTS_ELSEWHERE`], [`Service::MASQUERADE`], [`Service::EXTERNAL`], [`Service::LOCAL`],
+    /// [`Service::SOURCE_RANGES`], [`Service::MAGLEV`].
     pub flags: u32,
     /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0 is no affinity.
     pub affinity_timeout_s: u32,
@@ -235,6 +243,15 @@ impl Service {
     /// Backends see an address of this node instead of the client's, as for external addresses under the traffic
     /// policy Cluster.
     pub const MASQUERADE: u32 = 2;
+    /// The address is not a cluster address but a node port's, a load balancer's or an external one.
+    pub const EXTERNAL: u32 = 4;
+    /// Clients that are neither pods nor this node use the backends on this node only, and backends see their
+    /// addresses (`externalTrafficPolicy: Local`).
+    pub const LOCAL: u32 = 8;
+    /// Only clients of certain ranges are admitted (`loadBalancerSourceRanges`).
+    pub const SOURCE_RANGES: u32 = 16;
+    /// A flow's hash chooses the backend by a Maglev table, the same on every node; else chance does.
+    pub const MAGLEV: u32 = 32;
 }
 
 /// One ready endpoint of a service port.

@@ -74,11 +74,11 @@ impl State {
         let damage = || Damage { table: "services", what: "overlapping or impossible blocks of backends" };
         let mut used = Vec::new();
         for (_, value) in tables.view().service_values() {
-            if !arena.holds(value.first, value.count) {
+            if !arena.holds(value.first, value.slots()) {
                 return Err(damage());
             }
-            self.backends += u64::from(value.count);
-            used.extend(Block::of(value.first, value.count));
+            self.backends += u64::from(value.slots());
+            used.extend(Block::of(value.first, value.slots()));
         }
         let reached = used.iter().map(Block::end).max().unwrap_or(0);
         let mark = region.load64(arena.high_water_offset, Ordering::Acquire).max(reached);

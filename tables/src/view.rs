@@ -8,6 +8,7 @@ use crate::layout::{Layout, RouteValue, ServiceValue, header};
 use crate::lpm::GROUP;
 use crate::record::*;
 use crate::region::Region;
+use crate::service::ServiceView;
 use crate::sync::{Arc, Ordering};
 use crate::{Ip, Prefix};
 use bytemuck::Zeroable;
@@ -178,53 +179,5 @@ impl<'a> View<'a> {
 
     pub(crate) fn service_values(&self) -> KeyedIter<'a, ServiceKey, ServiceValue> {
         self.tables.layout.services.iter(&self.tables.region)
-    }
-}
-
-/// One version of a service port and its backends.
-#[derive(Clone, Copy)]
-pub struct ServiceView<'a> {
-    tables: &'a Shared,
-    value: ServiceValue,
-}
-
-impl<'a> ServiceView<'a> {
-    #[inline]
-    fn new(tables: &'a Shared, mut value: ServiceValue) -> ServiceView<'a> {
-        if !tables.layout.backends.holds(value.first, value.count) {
-            value.count = 0; // A damaged file.
-        }
-        ServiceView { tables, value }
-    }
-
-    /// What is fixed for the service port.
-    #[inline]
-    pub fn service(&self) -> Service {
-        self.value.service
-    }
-
-    /// How many backends there are.
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.value.count as usize
-    }
-
-    /// Whether there is no backend.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.value.count == 0
-    }
-
-    /// Backend number `i`, in the order in which they were set.
-    #[inline]
-    pub fn backend(&self, i: usize) -> Option<Backend> {
-        (i < self.len())
-            .then(|| self.tables.region.read(self.tables.layout.backends.at(self.value.first + i as u32)))
-    }
-
-    /// All backends, in the order in which they were set.
-    pub fn backends(&self) -> impl Iterator<Item = Backend> + use<'a> {
-        let this = *self;
-        (0..this.len()).filter_map(move |i| this.backend(i))
     }
 }

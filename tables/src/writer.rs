@@ -78,7 +78,7 @@ pub(crate) struct State {
     pub(crate) tunnels: KeyedWriter<Ip, Tunnel>,
     pub(crate) services: KeyedWriter<ServiceKey, ServiceValue>,
     pub(crate) blocks: Blocks,
-    /// Backends that services refer to.
+    /// Slots of the arena that services refer to.
     pub(crate) backends: u64,
     pub(crate) lpm: LpmWriter,
 }
@@ -280,8 +280,8 @@ impl Writer {
     /// Blocks for the backends of every service set; on failure all are given back.
     fn take_blocks(&mut self, diff: &Difference<'_>) -> Result<Vec<Option<Block>>, Shortage> {
         let mut taken = Vec::with_capacity(diff.services.set.len());
-        for (_, (_, backends)) in &diff.services.set {
-            let block = match Block::of(0, backends.len() as u32) {
+        for (_, (service, targets)) in &diff.services.set {
+            let block = match Block::of(0, targets.value(service, 0).slots()) {
                 None => None,
                 Some(wanted) => match self.state.blocks.take(wanted.order) {
                     Some(block) => Some(block),
@@ -427,20 +427,17 @@ impl Store<'_> {
         blocks: &[Option<Block>],
         noted: &mut Noted,
     ) {
-        for ((key, (service, backends)), block) in diff.services.set.iter().zip(blocks) {
+        for ((key, (service, targets)), block) in diff.services.set.iter().zip(blocks) {
             let first = block.map_or(0, |block| block.first);
-            let count = backends.len() as u32;
-            for (i, backend) in (first..).zip(backends.iter()) {
-                self.region.write(layout.backends.at(i), backend);
-            }
+            targets.store(self.region, &layout.backends, service, first);
             let mark = layout.backends.high_water_offset;
             let end = block.map_or(0, |block| block.end());
             if end > self.region.load64(mark, Ordering::Relaxed) {
                 self.region.store64(mark, end, Ordering::Release);
             }
-            let value = ServiceValue { service: *service, first, count };
+            let value = targets.value(service, first);
             let old = state.services.set(self.region, self.seed, key, &value, self.generation);
-            state.backends += u64::from(count);
+            state.backends += u64::from(value.slots());
             // A service may have got another number: results found under either are stale.
             noted.service(service.id);
             old.iter().for_each(|old| noted.service(old.service.id));
@@ -484,8 +481,8 @@ impl State {
     /// Retires the block of a service that was replaced or deleted.
     fn retire_backends(&mut self, old: Option<ServiceValue>, generation: u64) {
         let Some(old) = old else { return };
-        self.backends -= u64::from(old.count);
-        if let Some(block) = Block::of(old.first, old.count) {
+        self.backends -= u64::from(old.slots());
+        if let Some(block) = Block::of(old.first, old.slots()) {
             self.blocks.retire(block, generation);
         }
     }

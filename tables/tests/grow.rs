@@ -23,7 +23,11 @@ const SMALL: Capacities = Capacities {
 fn service(n: u8) -> Op {
     let backend = |i: u8| Backend { ip: Ip::v4([10, 0, n, i]), port: 80, flags: 0 };
     let record = Service { id: u32::from(n), flags: 0, affinity_timeout_s: 0 };
-    Op::SetService(ServiceKey::new(Ip::v4([10, 96, 0, n]), 80, 6), record, (0..3).map(backend).collect())
+    Op::SetService(
+        ServiceKey::new(Ip::v4([10, 96, 0, n]), 80, 6),
+        record,
+        (0..3).map(backend).collect::<Vec<_>>().into(),
+    )
 }
 
 fn first_entries() -> Vec<Op> {

@@ -46,7 +46,7 @@ fn look_ups_and_quiescent_states_allocate_nothing() {
             Op::SetRoute("10.0.0.0/30".parse().unwrap(), hop),
             Op::SetRoute("fd00::/64".parse().unwrap(), hop),
             Op::SetEndpoint(ip(1), Endpoint { port: PortId(0), mac: Mac::ZERO }),
-            Op::SetService(key, Service { id: 1, flags: 0, affinity_timeout_s: 0 }, backends),
+            Op::SetService(key, Service { id: 1, flags: 0, affinity_timeout_s: 0 }, backends.into()),
         ])
         .unwrap();
     let mut reader = factory.reader();

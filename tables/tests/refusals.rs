@@ -40,7 +40,7 @@ fn endpoint(n: u8) -> Op {
 fn service(n: u8, backends: usize) -> Op {
     let backend = Backend { ip: Ip::v4([10, 0, 0, n]), port: 80, flags: 0 };
     let service = Service { id: n.into(), flags: 0, affinity_timeout_s: 0 };
-    Op::SetService(ServiceKey::new(Ip::v4([10, 96, 0, n]), 80, 6), service, vec![backend; backends])
+    Op::SetService(ServiceKey::new(Ip::v4([10, 96, 0, n]), 80, 6), service, vec![backend; backends].into())
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_new_writer_waits_for_readers_of_what_the_former_one_retired() {
     let mut refused = 0;
     for n in 0..50 {
         refused += u32::from(writer.apply(&[service(1, 1 + n % 4)]).is_err());
-        assert_eq!((held.service().id, held.len()), (1, 4));
+        assert_eq!((held.service().id, held.cluster().len()), (1, 4));
         assert!(held.backends().all(|b| b == Backend { ip: Ip::v4([10, 0, 0, 1]), port: 80, flags: 0 }));
     }
     assert!(refused > 0);

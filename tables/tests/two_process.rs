@@ -111,7 +111,7 @@ fn batch(round: u32) -> Vec<Op> {
             local_mac: Mac([2, 0, 0, 0, 0, round as u8]),
         };
         let key = ServiceKey::new(remote(i), 80, 6);
-        let service = Service { id: round, flags: round, affinity_timeout_s: round };
+        let service = Service { id: round, flags: round & !Service::MAGLEV, affinity_timeout_s: round };
         let backend = Backend { ip: stamped(round, i), port: round as u16, flags: round as u16 };
         // Each object is absent in one round of eight.
         if (round as u16).wrapping_add(i).is_multiple_of(8) {
@@ -119,7 +119,7 @@ fn batch(round: u32) -> Vec<Op> {
         } else {
             ops.push(Op::SetTunnel(remote(i), tunnel));
             ops.push(Op::SetRoute(prefix(i), next_hop));
-            ops.push(Op::SetService(key, service, vec![backend; backend_count(round, i)]));
+            ops.push(Op::SetService(key, service, vec![backend; backend_count(round, i)].into()));
         }
     }
     ops
@@ -160,8 +160,8 @@ fn read_until_stopped(reader: &mut Reader) -> (u64, u64) {
             }
             if let Some(service) = view.service(&ServiceKey::new(remote(i), 80, 6)) {
                 let Service { id: round, flags, affinity_timeout_s } = service.service();
-                assert_eq!((flags, affinity_timeout_s), (round, round));
-                assert_eq!(service.len(), backend_count(round, i));
+                assert_eq!((flags, affinity_timeout_s), (round & !Service::MAGLEV, round));
+                assert_eq!(service.cluster().len(), backend_count(round, i));
                 for backend in service.backends() {
                     assert_eq!((stamp(backend.ip, i), backend.port), (round, round as u16));
                 }

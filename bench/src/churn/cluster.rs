@@ -1,10 +1,10 @@
 //! A cluster of a given size as Kubernetes objects, made one by one so that none but control's own copy is held.
 
-use fairway_control::convert;
 use fairway_control::index::{Event, Facts, KernelEvent, Link, RouteVia};
 use fairway_control::kernel::{NeighbourTrust, Update};
 use fairway_control::names::{HOST_ENGINE_IF, HOST_KERNEL_IF, host_veth};
 use fairway_control::object::Object;
+use fairway_control::{convert, services};
 use fairway_tables::{Ip, Mac, Prefix, ServiceKey};
 use k8s_openapi::api::core::v1::{
     Node, NodeAddress, NodeSpec, NodeStatus, Pod, PodIP, PodSpec, PodStatus, Service, ServicePort,
@@ -209,7 +209,7 @@ impl Cluster {
         let services = (0..self.services()).flat_map(|n| {
             let slices = self.slices(n);
             let slices = slices.into_iter().map(|slice| upsert(convert::endpoint_slice(&slice)));
-            [upsert(convert::service(&self.service(n)))].into_iter().chain(slices)
+            [upsert(services::service(&self.service(n)))].into_iter().chain(slices)
         });
         nodes.chain(pods).chain(services)
     }

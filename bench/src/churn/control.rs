@@ -5,11 +5,11 @@ use super::cluster::{Cluster, Member, SLICE_ENDPOINTS, upsert};
 use super::witness::{Expect, Witness};
 use super::{Choices, ChurnError, Times, status_mib};
 use crate::pktgen::cores::on_generator_core;
-use fairway_control::convert;
 use fairway_control::core::{Core, Options};
 use fairway_control::index::Event;
 use fairway_control::object::{Kind, ObjectKey};
 use fairway_control::room::DEFAULT_MAX_MIB;
+use fairway_control::{convert, services};
 use fairway_tables::{Capacities, Ip, Writer};
 use fairway_tests::report::Figure;
 use std::os::unix::fs::MetadataExt;
@@ -31,6 +31,7 @@ fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
         service_cidrs: Vec::new(),
         max_ports: capacities.ports,
         max_tables_bytes: DEFAULT_MAX_MIB << 20,
+        node_port_addresses: Default::default(),
     };
     let mut core = Core::new(options, Writer::open(dir, capacities)?);
     core.take(Vec::new(), vec![cluster.kernel()]);
@@ -84,7 +85,7 @@ pub fn run(dir: &Path, cluster: Cluster, changes: usize) -> Result<Vec<Figure>, 
 
 fn check_complete(core: &Core, cluster: Cluster) -> Result<(), ChurnError> {
     let view = core.publisher().view();
-    let backends: usize = view.services().map(|(_, service)| service.len()).sum();
+    let backends: usize = view.services().map(|(_, service)| service.backends().count()).sum();
     let seen = (view.services().count(), view.tunnels().count());
     let wanted = (cluster.services(), cluster.nodes - 1);
     let refused = core.publisher().refused().len();
@@ -218,7 +219,7 @@ impl Changes {
         self.service.add(time);
         let back = cluster.service(service);
         let time = self.witness.time(Expect::Service(key, true), || {
-            core.take_objects([upsert(convert::service(&back))]);
+            core.take_objects([upsert(services::service(&back))]);
         })?;
         self.service.add(time);
         Ok(())

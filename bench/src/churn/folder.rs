@@ -81,7 +81,8 @@ fn wait_synced(dir: &Path, cluster: Cluster, control: &mut Control) -> Result<Du
         match Reader::open(&run, "bench-churn") {
             Ok(reader) => {
                 let view = reader.view();
-                let complete = view.service(&Cluster::service_key(last)).is_some_and(|s| s.len() == members);
+                let complete =
+                    view.service(&Cluster::service_key(last)).is_some_and(|s| s.cluster().len() == members);
                 if complete && view.services().count() == cluster.services() {
                     return Ok(control.begin.elapsed());
                 }

@@ -51,7 +51,7 @@ fn change(service: usize, first: u8) -> Op {
     let key = ServiceKey::new(Ip::v4([10, 100 + (n >> 16) as u8, (n >> 8) as u8, n as u8]), 80, 17);
     let backend = |i: u8| Backend { ip: Ip::v4([10, 200, i, first]), port: 8080, flags: 0 };
     let record = Service { id: FIRST_ID + service as u32, flags: 0, affinity_timeout_s: 0 };
-    Op::SetService(key, record, (0..BACKENDS).map(backend).collect())
+    Op::SetService(key, record, (0..BACKENDS).map(backend).collect::<Vec<_>>().into())
 }
 
 /// The writer's thread.

@@ -134,7 +134,9 @@ pub(super) mod tests {
         };
         let service = serde_json::json!({
             "namespace": "shop", "name": "web", "port_name": "", "ip": "10.96.0.80", "port": 80,
-            "protocol": "TCP", "id": 3, "affinity_timeout_s": 0, "backends": []
+            "protocol": "TCP", "id": 3, "affinity_timeout_s": 0,
+            "external": false, "masquerade": false, "balancer": "random", "source_ranges": [],
+            "backends": [], "local_backends": null
         });
         let service = serde_json::from_value(service).expect("a service as the API gives it");
         let pods = [

@@ -4,7 +4,9 @@ use super::types;
 use crate::core::Core;
 use crate::manifests::proto_name;
 use fairway_tables::stats::{Counter, ProcessState, Stage, StatsReader, StatsSnapshot};
-use fairway_tables::{DropReason, Group, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix};
+use fairway_tables::{
+    BackendSet, DropReason, Group, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix, Service,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -65,6 +67,11 @@ impl Core {
         }
     }
 
+    /// Whether the engine forwards packets.
+    pub fn dataplane_is_alive(&self) -> bool {
+        dataplane(&self.options().run_dir).0.alive
+    }
+
     /// `GET /routes`.
     pub fn routes(&self) -> Vec<types::Route> {
         // One row per next hop.
@@ -103,6 +110,10 @@ impl Core {
         services.sort_by_key(|(key, _)| *key);
         let one = |(key, view): (fairway_tables::ServiceKey, fairway_tables::ServiceView<'_>)| {
             let (namespace, name, port_name) = self.index().service_named(&key).unwrap_or_default();
+            let has = |flag| view.service().flags & flag != 0;
+            let listed = |set: BackendSet<'_>| {
+                set.iter().map(|b| types::Backend { ip: b.ip.to_string(), port: b.port }).collect()
+            };
             types::Service {
                 namespace: namespace.to_owned(),
                 name: name.to_owned(),
@@ -112,10 +123,12 @@ impl Core {
                 protocol: proto_name(key.proto),
                 id: view.service().id,
                 affinity_timeout_s: view.service().affinity_timeout_s,
-                backends: view
-                    .backends()
-                    .map(|b| types::Backend { ip: b.ip.to_string(), port: b.port })
-                    .collect(),
+                external: has(Service::EXTERNAL),
+                masquerade: has(Service::MASQUERADE),
+                balancer: if has(Service::MAGLEV) { "maglev" } else { "random" }.to_owned(),
+                source_ranges: view.source_ranges().map(|range| range.to_string()).collect(),
+                backends: listed(view.cluster()),
+                local_backends: has(Service::LOCAL).then(|| listed(view.local())),
             }
         };
         services.into_iter().map(one).collect()

@@ -144,7 +144,7 @@ pub struct Service {
     pub name: String,
     /// Name of the port; empty if it has none.
     pub port_name: String,
-    /// Cluster address.
+    /// Address: the cluster's, the node's own for a node port, a load balancer's or an external one.
     pub ip: String,
     /// Port number.
     pub port: u16,
@@ -154,8 +154,18 @@ pub struct Service {
     pub id: u32,
     /// Session affinity in seconds; 0 is none.
     pub affinity_timeout_s: u32,
-    /// Ready endpoints.
+    /// Whether the address is another than the cluster's.
+    pub external: bool,
+    /// Whether backends see the node's address instead of the client's.
+    pub masquerade: bool,
+    /// `random` or `maglev`.
+    pub balancer: String,
+    /// The only clients admitted; empty: all.
+    pub source_ranges: Vec<String>,
+    /// Endpoints in use.
     pub backends: Vec<Backend>,
+    /// Under `externalTrafficPolicy: Local`, those in use for clients that are neither pods nor this node.
+    pub local_backends: Option<Vec<Backend>>,
 }
 
 /// A ready endpoint of a service.

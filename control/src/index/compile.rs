@@ -6,12 +6,10 @@ use super::{Index, Source};
 use crate::encapsulation::Encapsulation;
 use crate::model::{Key, Value};
 use crate::names;
-use crate::object::{EndpointSlice, Pod, Service, ServicePort, SliceEndpoint};
-use crate::selection::{self, Candidate, Hint, Policies};
+use crate::object::Pod;
 use fairway_tables as tables;
-use fairway_tables::{Backend, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix, ServiceKey};
+use fairway_tables::{Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 /// The uplink's port.
 pub const UPLINK_PORT: PortId = PortId(0);
@@ -202,90 +200,4 @@ impl Index {
     pub(super) fn is_local(&self, pod: &Pod) -> bool {
         pod.node == self.config.node && pod.has_network()
     }
-
-    /// A service: one record per address and port, with the endpoints of its slices that this node uses.
-    fn compile_service(&mut self, key: &(String, String)) -> Contribution {
-        let mut out = Contribution::new();
-        let Some(service) = self.services.get(key) else { return out };
-        let names = self.slices_by_service.get(key);
-        let slices: Vec<&EndpointSlice> = names
-            .into_iter()
-            .flatten()
-            .filter_map(|name| self.slices.get(&(key.0.clone(), name.clone())))
-            .collect();
-        let zone = self.nodes.get(&self.config.node).map_or("", |node| node.zone.as_str());
-        let here = Here { node: &self.config.node, zone };
-        for (table_key, port) in service_keys(service) {
-            let Some(id) = self.service_ids.claim(&table_key) else { continue };
-            let policies = Policies { internal_local: service.internal_local, ..Policies::default() };
-            let (backends, anywhere) = backends(&slices, port, table_key.ip.is_v4(), here, policies);
-            let elsewhere = backends.is_empty() && anywhere;
-            let flags = if elsewhere { tables::Service::ENDPOINTS_ELSEWHERE } else { 0 };
-            let record = tables::Service { id, flags, affinity_timeout_s: service.affinity_timeout_s };
-            out.insert(Key::Service(table_key), Value::Service(record, backends));
-        }
-        out
-    }
-}
-
-/// `clusterIPs` × `ports`.
-fn service_keys(service: &Service) -> impl Iterator<Item = (ServiceKey, &ServicePort)> {
-    service
-        .cluster_ips
-        .iter()
-        .flat_map(|ip| service.ports.iter().map(|port| (ServiceKey::new(*ip, port.port, port.proto), port)))
-}
-
-/// Where endpoints are seen from.
-#[derive(Clone, Copy)]
-struct Here<'a> {
-    node: &'a str,
-    zone: &'a str,
-}
-
-impl Here<'_> {
-    fn sees(&self, endpoint: &SliceEndpoint) -> Candidate {
-        Candidate {
-            ready: endpoint.ready,
-            serving: endpoint.serving,
-            terminating: endpoint.terminating,
-            local: &*endpoint.node == self.node,
-            node_hint: Hint::seen(&endpoint.for_nodes, self.node),
-            zone_hint: Hint::seen(&endpoint.for_zones, self.zone),
-        }
-    }
-}
-
-/// The endpoints that answer one port of a cluster address: of slices of the address family and ports of the same
-/// name and protocol, those that this node uses, sorted, without repeats; and whether any could be used anywhere.
-fn backends(
-    slices: &[&EndpointSlice],
-    port: &ServicePort,
-    is_v4: bool,
-    here: Here<'_>,
-    policies: Policies,
-) -> (Vec<Backend>, bool) {
-    let mut seen = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
-        for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
-            for endpoint in &slice.endpoints {
-                let backend = Backend { ip: endpoint.ip, port: target.port, flags: 0 };
-                let candidate = here.sees(endpoint);
-                // An endpoint on its way from one slice to another is in both for a moment.
-                match seen.entry(backend) {
-                    Entry::Vacant(place) => {
-                        place.insert(candidate);
-                    }
-                    Entry::Occupied(mut place) if candidate.local => {
-                        place.insert(candidate);
-                    }
-                    Entry::Occupied(_) => {}
-                }
-            }
-        }
-    }
-    let (backends, candidates): (Vec<Backend>, Vec<Candidate>) = seen.into_iter().unzip();
-    let selection = selection::select(&candidates, policies);
-    let chosen = if policies.internal_local { selection.local } else { selection.cluster };
-    (chosen.into_iter().map(|place| backends[place]).collect(), selection.anywhere)
 }

@@ -8,10 +8,12 @@ mod compile;
 mod facts;
 mod pools;
 mod report;
+mod services;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link, RouteVia};
 pub use report::{HostPlan, Pending};
+pub use services::{HealthCheck, NodePortAddresses};
 
 use crate::encapsulation::Pool;
 use crate::model::{Change, Key, Model, Value};
@@ -19,7 +21,7 @@ use crate::names;
 use crate::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service};
 use alloc::Allocator;
 use compile::Contribution;
-use fairway_tables::{Ip, ServiceKey};
+use fairway_tables::{Ip, Service as Record, ServiceKey};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the operator decided.
@@ -35,6 +37,8 @@ pub struct Config {
     pub vxlan_port: u16,
     /// How many ports the tables hold.
     pub max_ports: u32,
+    /// Where node ports answer.
+    pub node_port_addresses: NodePortAddresses,
 }
 
 /// Something that happened.
@@ -75,6 +79,8 @@ pub struct Index {
 
     /// Number of the uplink's link.
     uplink: Option<u32>,
+    /// Addresses of this node on which node ports answer.
+    node_port_ips: BTreeSet<Ip>,
     /// Slice names by the service that they belong to.
     slices_by_service: BTreeMap<Name, BTreeSet<String>>,
     /// This node's pods by the name of their veth.
@@ -105,7 +111,10 @@ impl Index {
             _ => None,
         });
         let services = published.iter().filter_map(|(key, value)| match (key, value) {
-            (Key::Service(key), Value::Service(service, _)) => Some((*key, service.id)),
+            // Other addresses of a service have the number of a cluster address.
+            (Key::Service(key), Value::Service(service, _)) if service.flags & Record::EXTERNAL == 0 => {
+                Some((*key, service.id))
+            }
             _ => None,
         });
         Index {
@@ -120,6 +129,7 @@ impl Index {
             pools: BTreeMap::new(),
             facts: Facts::default(),
             uplink: None,
+            node_port_ips: BTreeSet::new(),
             waiting_for_port: BTreeSet::new(),
             freed_port: false,
             slices_by_service: BTreeMap::new(),
@@ -166,10 +176,9 @@ impl Index {
         match object {
             Object::Node(node) => {
                 let name = node.name.clone();
-                let zone = node.zone.clone();
                 let old = self.nodes.insert(name.clone(), node);
-                if name == self.config.node && old.map(|old| old.zone).unwrap_or_default() != zone {
-                    self.zone_touched(dirty);
+                if name == self.config.node && old.as_ref() != self.nodes.get(&name) {
+                    self.services_touched(dirty);
                 }
                 self.node_touched(&name, dirty);
             }
@@ -213,8 +222,8 @@ impl Index {
         match key.kind {
             Kind::Node => {
                 let old = self.nodes.remove(&key.name);
-                if key.name == self.config.node && old.is_some_and(|old| !old.zone.is_empty()) {
-                    self.zone_touched(dirty);
+                if key.name == self.config.node && old.is_some() {
+                    self.services_touched(dirty);
                 }
                 self.node_touched(&key.name, dirty);
             }
@@ -291,8 +300,9 @@ impl Index {
         }
     }
 
-    /// A change of this node's zone concerns every service, by its endpoints' hints.
-    fn zone_touched(&self, dirty: &mut BTreeSet<Source>) {
+    /// A change of this node concerns every service: its zone by endpoints' hints, its addresses by node ports and source
+    /// ranges.
+    fn services_touched(&self, dirty: &mut BTreeSet<Source>) {
         dirty.extend(
             self.services.keys().map(|(namespace, name)| Source::Service(namespace.clone(), name.clone())),
         );
@@ -360,6 +370,7 @@ impl Index {
 
     /// Recompiles the touched sources, and then those that waited for what they freed.
     fn settle(&mut self, mut dirty: BTreeSet<Source>) -> Vec<Change> {
+        self.node_ports_touched(&mut dirty);
         let mut changes = Vec::new();
         while !dirty.is_empty() {
             changes.extend(self.recompile(dirty));

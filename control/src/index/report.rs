@@ -3,9 +3,12 @@
 
 use super::{Index, host_address};
 use crate::names;
-use crate::object::{Kind, ObjectKey};
-use fairway_tables::{Ip, Prefix};
+use crate::object::{Kind, ObjectKey, Service, ServicePort};
+use fairway_tables::{Ip, Prefix, ServiceKey};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Where the node's own processes find node ports.
+const NODE_PORTS: [Ip; 2] = [ServiceKey::NODE_PORTS, ServiceKey::NODE_PORTS6];
 
 /// Something that is asked for and cannot be given yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,7 +24,8 @@ pub struct Pending {
 pub struct HostPlan {
     /// Addresses of the kernel's end of the host veth: one per pod range of this node.
     pub addresses: BTreeSet<Ip>,
-    /// Routes through the host veth, each with its source address: pod ranges and service addresses.
+    /// Routes through the host veth, each with its source address: pod ranges and service addresses, cluster addresses
+    /// as well as external and load balancers' ones.
     pub routes: BTreeMap<Prefix, Ip>,
     /// MTU of the host veth in bytes.
     pub mtu: u32,
@@ -38,6 +42,13 @@ impl Index {
         let pods = self.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
         let one_by_one = service_cidrs.is_empty();
         let services = self.services.values().filter(|_| one_by_one).flat_map(|s| s.cluster_ips.iter());
+        // The kernel takes packets to its own addresses for itself, whatever its routes say.
+        let is_own = |ip: &&Ip| self.facts.addresses.iter().any(|(_, own)| own == *ip);
+        let external = self.services.values().flat_map(|s| s.external_ips.iter().chain(&s.load_balancer_ips));
+        let services = services.chain(external.filter(|ip| !is_own(ip)));
+        let has_node_port = |s: &Service| s.ports.iter().any(|port| port.node_port != 0);
+        let node_ports: &[Ip] = if self.services.values().any(has_node_port) { &NODE_PORTS } else { &[] };
+        let services = services.chain(node_ports);
         let services = services.map(|ip| Prefix::host(*ip)).chain(service_cidrs.iter().copied());
         for prefix in pods.chain(services) {
             if let Some(source) = source(prefix.addr()) {
@@ -99,11 +110,15 @@ impl Index {
     }
 
     /// Name of the service that owns an address and port.
-    pub fn service_named(&self, key: &fairway_tables::ServiceKey) -> Option<(&str, &str, &str)> {
+    pub fn service_named(&self, key: &ServiceKey) -> Option<(&str, &str, &str)> {
         let source = self.claims.get(&crate::model::Key::Service(*key))?.keys().next()?;
         let super::Source::Service(namespace, name) = source else { return None };
         let service = self.services.get(&(namespace.clone(), name.clone()))?;
-        let port = service.ports.iter().find(|p| p.port == key.port && p.proto == key.proto)?;
+        let by_node_port = self.node_port_ips.contains(&key.ip) || NODE_PORTS.contains(&key.ip);
+        let is_it = |p: &&ServicePort| {
+            (p.port == key.port || (by_node_port && p.node_port == key.port)) && p.proto == key.proto
+        };
+        let port = service.ports.iter().find(is_it)?;
         Some((service.namespace.as_str(), service.name.as_str(), port.name.as_str()))
     }
 

@@ -67,6 +67,8 @@ pub fn ensure_pair(mtu: Option<u32>) -> Result<(), PrepareError> {
     let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter");
     let value = if strict.is_ok_and(|text| text.trim() == "1") { "2" } else { "0" };
     sysctl("ipv4", HOST_KERNEL_IF, "rp_filter", value);
+    // Answers of node ports and of masqueraded connections come from the engine with the node's own address.
+    sysctl("ipv4", HOST_KERNEL_IF, "accept_local", "1");
     for ifindex in [kernel, engine] {
         let own = facts.links.get(&ifindex).map_or(0, |link| link.mtu);
         netlink.set_link(ifindex, mtu.unwrap_or(own))?;

@@ -172,8 +172,19 @@ fn misplaced(pod: &Pod, ip: Ip, node: &Node) -> Option<FileProblem> {
 
 fn service_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) {
     let mut claims: BTreeMap<(Ip, u16, u8), Party> = BTreeMap::new();
+    // Node ports, and health checks, which take a TCP port of the node too.
+    let mut node_ports: BTreeMap<(u16, u8), Party> = BTreeMap::new();
     for party in by_key.values() {
         let Object::Service(service) = &party.placed.object else { continue };
+        let health = (service.health_check_node_port, 6);
+        let of_ports = service.ports.iter().map(|port| (port.node_port, port.proto));
+        for (port, proto) in of_ports.chain([health]).filter(|(port, _)| *port != 0) {
+            let other = node_ports.insert((port, proto), *party).filter(|other| other.key() != party.key());
+            let Some(other) = other else { continue };
+            let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
+            let problem = FileProblem::DuplicateNodePort { port, proto, other: winner.claimant() };
+            out.push(loser.conflict(problem));
+        }
         for ip in &service.cluster_ips {
             for port in &service.ports {
                 let claim = (*ip, port.port, port.proto);

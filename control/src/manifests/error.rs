@@ -150,6 +150,16 @@ pub enum FileProblem {
         /// The other service.
         other: Box<Claimant>,
     },
+    /// Two services with one node port.
+    #[error("nodePort {port} {} is also a port of {other}; change one of the two", proto_name(*proto))]
+    DuplicateNodePort {
+        /// The port: a node port, or one for health checks.
+        port: u16,
+        /// IP protocol number.
+        proto: u8,
+        /// The other service.
+        other: Box<Claimant>,
+    },
 }
 
 /// File and document of an object.

@@ -5,6 +5,7 @@ use super::error::{FileProblem, ManifestError, known_kind};
 use crate::convert;
 use crate::object::{Kind, Object};
 use crate::pools;
+use crate::services;
 use serde::de::DeserializeOwned;
 use serde_norway::Value;
 use std::collections::BTreeMap;
@@ -178,7 +179,7 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
         Kind::Node => convert::node(&typed(value, source)?).map_err(field)?,
         Kind::Namespace => convert::namespace(&typed(value, source)?).map_err(field)?,
         Kind::Pod => convert::pod(&typed(value, source)?).map_err(field)?,
-        Kind::Service => convert::service(&typed(value, source)?).map_err(field)?,
+        Kind::Service => services::service(&typed(value, source)?).map_err(field)?,
         Kind::EndpointSlice => convert::endpoint_slice(&typed(value, source)?).map_err(field)?,
         Kind::IpPool => pools::ip_pool(&typed(value, source)?).map_err(field)?,
         Kind::FlannelConfig => pools::flannel(&typed(value, source)?).map_err(field)?,

@@ -130,6 +130,7 @@ pub(crate) fn options(run_dir: &Path) -> Options {
         service_cidrs: vec![],
         max_ports: 64,
         max_tables_bytes: 1 << 30,
+        node_port_addresses: Default::default(),
     }
 }
 

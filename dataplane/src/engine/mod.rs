@@ -9,6 +9,7 @@ mod program;
 mod report;
 pub mod requests;
 mod resume;
+mod service_steering;
 
 pub use check::can_take_over;
 pub use config::{Config, ConfigError, parse_cores};
@@ -16,6 +17,7 @@ pub use handover::{Handover, HandoverError, begin_anew, hold_back_hangup};
 pub use program::{Answer, Program};
 pub use report::{Outcome, RestartReport};
 
+use crate::affinity::{Affinity, AffinityError};
 use crate::clock;
 use crate::conntrack::{ConnRef, Conntrack, ConntrackError, Timeouts};
 use crate::crew::{Crew, CrewError, Plan};
@@ -60,6 +62,9 @@ pub enum EngineError {
     /// The connection table.
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    /// The table of clients with session affinity.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
     /// Control's tables, or the counters' file.
     #[error(transparent)]
     Tables(#[from] OpenError),
@@ -187,6 +192,7 @@ struct Engine<'a> {
     process: &'a Process,
     cores: Vec<Option<CoreId>>,
     conntrack: Conntrack,
+    affinity: Affinity,
     stats: StatsWriter,
     umem: Umem,
     ports: Ports,
@@ -209,7 +215,8 @@ impl<'a> Engine<'a> {
         let Start { af_xdp, stats, queues, links, stopped_ns, packets_unaccounted, steering } = start;
         let cores: Vec<_> = cores.into_iter().map(Some).collect();
         let umem = af_xdp.umem().clone();
-        let crew = hire(config, &cores, &umem, &conntrack, &stats)?;
+        let affinity = Affinity::open(&config.run_dir.join("affinity"))?;
+        let crew = hire(config, &cores, &umem, &conntrack, &affinity, &stats)?;
         let resumed = resume::resume(queues, links, tables.view(), &crew);
         if let Some(stopped_ns) = stopped_ns {
             let gap_ms = clock::monotonic_ns().saturating_sub(stopped_ns) as f64 / 1e6;
@@ -226,6 +233,7 @@ impl<'a> Engine<'a> {
             process,
             cores,
             conntrack,
+            affinity,
             stats,
             umem,
             ports,
@@ -302,7 +310,7 @@ impl<'a> Engine<'a> {
             report.end(run_dir, Outcome::Refused, Some(unfit.to_string()), self.stats.starts());
             return Ok(self);
         }
-        let Engine { config, process, cores, conntrack, stats, umem, ports, crew, .. } = self;
+        let Engine { config, process, cores, conntrack, affinity, stats, umem, ports, crew, .. } = self;
         let mut packets_unaccounted = self.packets_unaccounted;
         crew.reap();
         crew.settle();
@@ -320,7 +328,7 @@ impl<'a> Engine<'a> {
             packets_unaccounted,
         };
         let error = parting.exec(program);
-        let crew = hire(config, &cores, &umem, &conntrack, &stats)?;
+        let crew = hire(config, &cores, &umem, &conntrack, &affinity, &stats)?;
         resume::go_on(queues, |id| ports.kind(id), &crew);
         let reason = format!("{} cannot be executed: {error}", program.path().display());
         report.end(run_dir, Outcome::Failed, Some(reason), stats.starts());
@@ -330,6 +338,7 @@ impl<'a> Engine<'a> {
             process,
             cores,
             conntrack,
+            affinity,
             stats,
             umem,
             ports,
@@ -351,10 +360,11 @@ fn hire(
     cores: &[Option<CoreId>],
     umem: &Umem,
     conntrack: &Conntrack,
+    affinity: &Affinity,
     stats: &StatsWriter,
 ) -> Result<Crew, EngineError> {
     let (poll, flows, ports) = (config.poll, config.flows, MAX_PORTS);
-    let plan = Plan { cores, poll, flows, ports, umem, conntrack, stats };
+    let plan = Plan { cores, poll, flows, ports, umem, conntrack, affinity, stats };
     Ok(Crew::start(&plan, || Reader::open(&config.run_dir, "worker"))?)
 }
 

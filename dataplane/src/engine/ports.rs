@@ -1,6 +1,7 @@
 //! Ports in step with the tables: opened when control lists them, closed when it does not any more.
 
 use super::resume::Resumed;
+use super::service_steering::ServiceSteering;
 use crate::crew::Crew;
 use crate::wire::proto;
 use crate::worker::PollMode;
@@ -62,6 +63,7 @@ fn direct_prefixes(view: View<'_>) -> Vec<(IpAddr, u8)> {
 pub(super) struct Ports {
     af_xdp: AfXdp,
     steering: Steering,
+    services: ServiceSteering,
     tables: Reader,
     poll: PollMode,
     /// The tables' changes that were looked at; `None` before the first look.
@@ -78,6 +80,7 @@ impl Ports {
         Ports {
             af_xdp,
             steering,
+            services: ServiceSteering::new(),
             tables,
             poll,
             seen: None,
@@ -107,6 +110,7 @@ impl Ports {
                 }
             }
         }
+        self.services.sync(&mut self.steering, self.tables.view());
         self.tables.quiescent();
         Ok(())
     }
@@ -132,6 +136,7 @@ impl Ports {
         tracing::info!("the tables were made anew; going over to them");
         self.tables = Reader::open(run_dir, "engine")?;
         self.seen = None;
+        self.services.forget();
         crew.change_tables(|| Reader::open(run_dir, "worker"))
     }
 
@@ -211,6 +216,7 @@ impl Ports {
         let (settings, pods) = (view.settings(), direct_prefixes(view));
         // First, so that no tunnel passes to the kernel when the uplink's program is exchanged.
         self.steer(&settings, &pods);
+        self.services.sync(&mut self.steering, self.tables.view());
         for Resumed { id, port, state, link, sockets } in resumed {
             match self.steering.adopt(port.ifname(), &state, link, &sockets) {
                 Ok(()) => {

@@ -3,7 +3,9 @@
 
 use super::{Binding, FlowEntry, Template};
 use crate::parse::Parsed;
-use crate::wire::{ETH_LEN, checksum, ipip, ipv4, proto, put_raw16, put_raw32, raw16, udp_tunnel, vxlan};
+use crate::wire::{
+    ETH_LEN, checksum, ipip, ipv4, proto, put_raw16, put_raw32, raw16, sctp, udp_tunnel, vxlan,
+};
 use fairway_pmd::Frame;
 use fairway_tables::DropReason;
 
@@ -115,6 +117,9 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed, entry: &Rewrite) -> Result<(), 
                 let sum = checksum::update(old, entry.l4_delta);
                 put_raw16(udp, 6, if sum == 0 { 0xffff } else { sum });
             }
+        }
+        proto::SCTP => {
+            sctp::rewrite_ports(l4, parsed.key.ports, entry.new_ports).ok_or(DropReason::Truncated)?;
         }
         // An echo message's checksum does not cover addresses, and its identifier is not translated.
         _ => {}

@@ -3,7 +3,7 @@
 use super::rewrite::put_in_front;
 use super::{Binding, FlowEntry6, Template};
 use crate::parse6::Parsed6;
-use crate::wire::{ETH_LEN, checksum, ipv6, proto, put_raw16, put_raw32, raw16};
+use crate::wire::{ETH_LEN, checksum, ipv6, proto, put_raw16, put_raw32, raw16, sctp};
 use fairway_pmd::Frame;
 use fairway_tables::DropReason;
 
@@ -59,6 +59,9 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed6, entry: &FlowEntry6) -> Result<
                 let sum = checksum::update(old, entry.l4_delta);
                 put_raw16(udp, 6, if sum == 0 { 0xffff } else { sum });
             }
+        }
+        proto::SCTP => {
+            sctp::rewrite_ports(l4, parsed.key.ports, entry.new_ports).ok_or(DropReason::Truncated)?;
         }
         proto::ICMPV6 => {
             let message = l4.first_chunk_mut::<4>().ok_or(DropReason::Truncated)?;

@@ -2,6 +2,7 @@
 
 use super::packet::Headers;
 use super::packet6::Headers6;
+use crate::affinity::Affinity;
 use crate::conntrack::{Conntrack, Timeouts};
 use crate::wire::ipip::Outer;
 use crate::wire::vxlan::Encap;
@@ -11,6 +12,9 @@ use fairway_tables::{
     Backend, Capacities, Endpoint, Ip, Mac, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port, PortId,
     PortKind, Prefix, Reader, ReaderFactory, Service, ServiceKey, Settings, Tables, Tunnel, Vxlan, Writer,
 };
+
+/// Clients of services that are remembered.
+const AFFINITY_PLACES: usize = 1024;
 
 /// How large the world is.
 #[derive(Clone, Copy, Debug)]
@@ -266,13 +270,14 @@ impl World {
         let ports = usize::from(config.pods) + 2;
         let conntrack =
             Conntrack::heap(config.connections, Timeouts::default()).expect("memory for connections");
+        let affinity = Affinity::heap(AFFINITY_PLACES).expect("memory for clients");
         let mut tx = TxBatches::new(ports);
         (0..ports as u16).for_each(|port| tx.open(PortId(port)));
         World {
             writer,
             reader: readers.reader(),
             readers,
-            worker: WorkerState::new(config.flows, ports, conntrack),
+            worker: WorkerState::new(config.flows, ports, conntrack, affinity),
             cache: umem.cache(),
             tx,
             now: Now { seconds: 1000 },
@@ -295,9 +300,10 @@ impl World {
 
     /// Adds or replaces a service of either family.
     pub fn set_service_at(&mut self, key: ServiceKey, id: u32, backends: &[(Ip, u16)]) {
-        let backends = backends.iter().map(|(ip, port)| Backend { ip: *ip, port: *port, flags: 0 }).collect();
+        let backend = |(ip, port): &(Ip, u16)| Backend { ip: *ip, port: *port, flags: 0 };
+        let targets = backends.iter().map(backend).collect::<Vec<_>>().into();
         let service = Service { id, flags: 0, affinity_timeout_s: 0 };
-        self.apply(Op::SetService(key, service, backends));
+        self.apply(Op::SetService(key, service, targets));
     }
 
     /// Changes the tables.

@@ -6,6 +6,7 @@ use crate::clock::Now;
 use crate::conntrack::{ConnRef, Direction, Found, InsertError, Inserted, Tuple};
 use crate::family::Parcel;
 use crate::freshness::Dependency;
+use crate::parse::Ingress;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
@@ -48,6 +49,7 @@ pub(super) fn check_untranslated(
 pub(super) fn find_or_begin(
     worker: &mut WorkerState,
     tables: View<'_>,
+    ingress: &Ingress,
     packet: &impl Parcel,
     now: Now,
 ) -> Result<Bound, DropReason> {
@@ -59,7 +61,7 @@ pub(super) fn find_or_begin(
         }
         worker.conntrack.remove(found.conn);
     }
-    begin(worker, tables, tuple, packet, now)
+    begin(worker, tables, ingress, packet, now)
 }
 
 fn opens(packet: &impl Parcel) -> bool {
@@ -75,9 +77,7 @@ fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &imp
     }
     let leaves = found.translated();
     let listed = |service: ServiceView<'_>| {
-        (0..service.len())
-            .filter_map(|index| service.backend(index))
-            .any(|backend| backend.ip == leaves.dst && backend.port == leaves.dport)
+        service.backends().any(|backend| backend.ip == leaves.dst && backend.port == leaves.dport)
     };
     leaves != *tuple && service::find(tables, tuple).is_some_and(|service| !listed(service))
 }
@@ -104,14 +104,15 @@ fn known(
 fn begin(
     worker: &mut WorkerState,
     tables: View<'_>,
-    tuple: Tuple,
+    ingress: &Ingress,
     packet: &impl Parcel,
     now: Now,
 ) -> Result<Bound, DropReason> {
+    let tuple = packet.tuple();
     if tuple.proto == proto::TCP && packet.tcp_flags() & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
     }
-    let candidates = Candidates::of(worker, tables, &tuple)?;
+    let candidates = Candidates::of(worker, tables, ingress, packet, now)?;
     let id = candidates.as_ref().map(Candidates::id);
     for attempt in 0..ATTEMPTS {
         let leaves = match &candidates {

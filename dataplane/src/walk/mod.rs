@@ -45,7 +45,7 @@ pub(crate) fn walk<P: Parcel>(
     let bound = if packet.is_fragment() {
         connection::untracked(packet.tuple())
     } else {
-        connection::find_or_begin(worker, tables, packet, now)?
+        connection::find_or_begin(worker, tables, ingress, packet, now)?
     };
     let way = route::resolve(tables, ingress, &bound.leaves)?;
     packet.compile(worker, &bound, &way, now).map(Outcome::Forward)

@@ -12,6 +12,7 @@ pub mod icmpv6;
 pub mod ipip;
 pub mod ipv4;
 pub mod ipv6;
+pub mod sctp;
 pub mod udp_tunnel;
 pub mod vxlan;
 
@@ -41,6 +42,8 @@ pub mod proto {
     pub const UDP: u8 = 17;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// TCP control bits (RFC 9293 section 3.1).

@@ -1,5 +1,6 @@
 //! Whole workers over the memory driver, and a peer behind each port.
 
+use fairway_dataplane::affinity::Affinity;
 use fairway_dataplane::conntrack::{Conntrack, Timeouts};
 use fairway_dataplane::crew::{Crew, Plan, Tally};
 use fairway_dataplane::testkit::{World, WorldConfig};
@@ -48,6 +49,7 @@ impl Rig {
             ports: PORTS,
             umem: &umem,
             conntrack: &conntrack,
+            affinity: &Affinity::heap(64).unwrap(),
             stats: &stats,
         };
         let crew = Crew::start(&plan, || Ok(world.readers.reader())).unwrap();

@@ -115,6 +115,16 @@ pub enum SteeringError {
         /// Ports asked for.
         ports: usize,
     },
+    /// More addresses and ports of services than the program has room for.
+    #[error(
+        "{frontends} addresses and ports of services: steering has room for {room}; node ports on fewer addresses (fairway-control --nodeport-addresses) need fewer"
+    )]
+    TooManyFrontends {
+        /// Frontends asked for.
+        frontends: usize,
+        /// Places in the map.
+        room: usize,
+    },
     /// More IP protocols or pod prefixes than the program has room for.
     #[error(
         "{protocols} IP protocols and {prefixes} pod prefixes: steering has room for 4 and 256; leave some out"
@@ -136,11 +146,11 @@ pub enum SteeringError {
 }
 
 impl SteeringError {
-    pub(super) fn load(error: &(dyn Error + 'static)) -> SteeringError {
+    pub(crate) fn load(error: &(dyn Error + 'static)) -> SteeringError {
         SteeringError::Load { reason: describe(error) }
     }
 
-    pub(super) fn map(map: &'static str, error: &MapError) -> SteeringError {
+    pub(crate) fn map(map: &'static str, error: &MapError) -> SteeringError {
         SteeringError::Map { map, reason: describe(error) }
     }
 }

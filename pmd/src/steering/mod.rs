@@ -10,10 +10,13 @@
 
 mod bare;
 mod error;
+mod frontends;
 mod handover;
 mod link;
 
 pub use error::SteeringError;
+pub use frontends::Frontend;
+pub(crate) use frontends::sync_frontends;
 pub use handover::{LinkState, is_unchanged, sockets};
 
 use crate::af_xdp::AfXdpQueue;
@@ -39,14 +42,16 @@ const MAX_TUNNEL_PORTS: usize = 16;
 const MAX_PROTOCOLS: usize = 4;
 /// `MAX_POD_PREFIXES` of the program.
 const MAX_POD_PREFIXES: usize = 256;
+/// `MAX_FRONTENDS` of the program.
+const MAX_FRONTENDS: usize = 131_072;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steering.bpf.o"));
 
 /// What a netdev is to Fairway: which of its packets it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PortClass {
-    /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`], [`Steering::set_protocols`]), and packets to
-    /// pods that come without (see [`Steering::set_pod_prefixes`]).
+    /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`], [`Steering::set_protocols`]), packets to
+    /// pods that come without (see [`Steering::set_pod_prefixes`]), and to services (see [`Steering::set_frontends`]).
     Uplink,
     /// The host end of a pod's veth: everything.
     Pod,
@@ -114,6 +119,8 @@ pub struct Steering {
     tunnel_ports: BpfHashMap<MapData, u16, u32>,
     protocols: BpfHashMap<MapData, u32, u32>,
     pod_prefixes: LpmTrie<MapData, [u8; 16], u32>,
+    /// The map of frontends, and what it holds.
+    frontends: (BpfHashMap<MapData, [u32; 5], u32>, BTreeSet<Frontend>),
     outcomes: PerCpuArray<MapData, u64>,
     ports: BTreeMap<u32, Port>,
     /// What the address and port maps hold.
@@ -150,6 +157,10 @@ impl Steering {
                 .map_err(|error| SteeringError::load(&error))?,
             pod_prefixes: LpmTrie::try_from(take("fw_pod_prefixes")?)
                 .map_err(|error| SteeringError::load(&error))?,
+            frontends: (
+                BpfHashMap::try_from(take("fw_frontends")?).map_err(|error| SteeringError::load(&error))?,
+                BTreeSet::new(),
+            ),
             outcomes: PerCpuArray::try_from(take("fw_outcomes")?)
                 .map_err(|error| SteeringError::load(&error))?,
             ports: BTreeMap::new(),
@@ -325,7 +336,7 @@ impl Steering {
 }
 
 /// The key of an address: IPv6, or IPv4 mapped into it, as words in network order.
-fn address_key(address: IpAddr) -> [u32; 4] {
+pub(crate) fn address_key(address: IpAddr) -> [u32; 4] {
     let octets = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),

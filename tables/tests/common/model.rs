@@ -14,7 +14,7 @@ pub(crate) struct Model {
     pub(crate) routes: BTreeMap<Prefix, Group>,
     pub(crate) neighbours: BTreeMap<NeighbourKey, Neighbour>,
     pub(crate) tunnels: BTreeMap<Ip, Tunnel>,
-    pub(crate) services: BTreeMap<ServiceKey, (Service, Vec<Backend>)>,
+    pub(crate) services: BTreeMap<ServiceKey, (Service, Targets)>,
 }
 
 fn change<K: Ord + Copy, V: Clone>(map: &mut BTreeMap<K, V>, key: &K, value: Option<&V>) {
@@ -55,7 +55,7 @@ impl Model {
             routes: view.routes().collect(),
             neighbours: view.neighbours().collect(),
             tunnels: view.tunnels().collect(),
-            services: view.services().map(|(k, s)| (k, (s.service(), s.backends().collect()))).collect(),
+            services: view.services().map(|(k, s)| (k, (s.service(), s.targets()))).collect(),
         }
     }
 
@@ -81,8 +81,9 @@ impl Model {
         }
         for (k, v) in &self.services {
             let service = view.service(k).expect("present");
-            assert_eq!((service.service(), service.len()), (v.0, v.1.len()));
-            assert_eq!(service.backend(v.1.len()), None);
+            assert_eq!((service.service(), service.targets()), *v);
+            assert_eq!(service.cluster().get(v.1.cluster.len()), None);
+            assert_eq!(service.local().get(v.1.local.len()), None);
         }
         for ip in probes(self.routes.keys()) {
             let paths = self.route(ip);
@@ -153,6 +154,11 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
     let neighbour = || (small_ip(), port_id()).prop_map(|(ip, port)| NeighbourKey { ip, port, reserved: 0 });
     let service = || (small_ip(), 80u16..83, 6u8..8).prop_map(|(ip, p, proto)| ServiceKey::new(ip, p, proto));
     let backend = || (any_ip(), any::<u16>()).prop_map(|(ip, port)| Backend { ip, port, flags: 0 });
+    let list = move || prop::collection::vec(backend(), 0..5);
+    let targets = move || {
+        (list(), list(), prop::collection::vec(any_prefix(), 0..3))
+            .prop_map(|(cluster, local, source_ranges)| Targets { cluster, local, source_ranges })
+    };
     prop_oneof![
         1 => (any::<u32>(), any_mac()).prop_map(|(vni, mac)| Op::SetSettings(Settings {
             node_ip: Ip::v4([192, 0, 2, 1]), gateway_ip: Ip::v4([169, 254, 1, 1]), router_ip: Ip::v4([10, 1, 0, 1]),
@@ -178,8 +184,8 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
             remote_mac: mac, local_mac: mac,
         })),
         2 => small_ip().prop_map(Op::DelTunnel),
-        4 => (service(), any::<u32>(), prop::collection::vec(backend(), 0..9)).prop_map(|(k, id, b)| {
-            Op::SetService(k, Service { id, flags: 0, affinity_timeout_s: 0 }, b)
+        4 => (service(), any::<u32>(), targets()).prop_map(|(k, id, targets)| {
+            Op::SetService(k, Service { id, flags: 0, affinity_timeout_s: 0 }, targets)
         }),
         2 => service().prop_map(Op::DelService),
     ]

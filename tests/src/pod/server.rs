@@ -1,4 +1,5 @@
-//! The server in a pod: `/` answers with the pod's name, `/bytes/N` with N bytes of the pattern.
+//! The server in a pod: `/` answers with the pod's name, `/client` with that and the address from which it was asked,
+//! `/bytes/N` with N bytes of the pattern.
 
 use super::pattern;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
@@ -54,15 +55,22 @@ fn text(status: StatusCode, text: String) -> Response<BoxBody<Bytes, Infallible>
     response
 }
 
-fn answer(request: &Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, Infallible>> {
+fn answer(
+    request: &Request<Incoming>,
+    name: &str,
+    client: SocketAddr,
+) -> Response<BoxBody<Bytes, Infallible>> {
     let path = request.uri().path();
     if path == "/" {
         return text(StatusCode::OK, name.to_owned());
     }
+    if path == "/client" {
+        return text(StatusCode::OK, format!("{name} {}", client.ip().to_canonical()));
+    }
     match path.strip_prefix("/bytes/").map(str::parse::<u64>) {
         Some(Ok(end)) if end <= MAX_BYTES => Response::new(PatternBody { position: 0, end }.boxed()),
         Some(_) => text(StatusCode::BAD_REQUEST, format!("ask for /bytes/N with N up to {MAX_BYTES}\n")),
-        None => text(StatusCode::NOT_FOUND, "there is / and /bytes/N\n".to_owned()),
+        None => text(StatusCode::NOT_FOUND, "there is /, /client and /bytes/N\n".to_owned()),
     }
 }
 
@@ -75,7 +83,7 @@ pub async fn serve(listen: SocketAddr, name: String) -> io::Result<()> {
     println!("listening on {listen}");
     tokio::spawn(super::udp::echo(udp));
     loop {
-        let (stream, _) = match tcp.accept().await {
+        let (stream, client) = match tcp.accept().await {
             Ok(accepted) => accepted,
             // A connection that was reset before it was accepted is no reason to stop serving.
             Err(error) => {
@@ -87,7 +95,7 @@ pub async fn serve(listen: SocketAddr, name: String) -> io::Result<()> {
         let name = name.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = answer(&request, &name);
+                let response = answer(&request, &name, client);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = hyper::server::conn::http1::Builder::new();

@@ -7,6 +7,7 @@ use crate::pktgen::ranges::Addresses;
 use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::{End, Ends};
 use core_affinity::CoreId;
+use fairway_dataplane::affinity::Affinity;
 use fairway_dataplane::conntrack::{Conntrack, Timeouts};
 use fairway_dataplane::crew::{Crew, Plan};
 use fairway_dataplane::testkit::{World, WorldConfig, addr};
@@ -27,6 +28,8 @@ const PODS: u16 = 2;
 /// Other nodes; the paths use the first one's pods.
 const NODES: u8 = 64;
 const PORTS: usize = PODS as usize + 2;
+/// Clients of services with session affinity; the paths have none.
+const CLIENTS: usize = 64;
 /// Frames on their way into, or out of, a port.
 const RING: usize = 1024;
 /// Frames: what all rings hold, and as much on the way.
@@ -60,6 +63,7 @@ impl MemoryDevice {
         let umem = Umem::new(UmemConfig { frames: FRAMES, frame_size: 2048, huge_pages: true })?;
         let conntrack = Conntrack::heap(flows + flows / 8 + 4096, Timeouts::default())
             .map_err(DeviceError::io("allocate the connection table"))?;
+        let affinity = Affinity::heap(CLIENTS).map_err(DeviceError::io("allocate the table of clients"))?;
         let stats = StatsWriter::heap(1, PORTS as u32);
         let cores = [core];
         let plan = Plan {
@@ -69,6 +73,7 @@ impl MemoryDevice {
             ports: PORTS,
             umem: &umem,
             conntrack: &conntrack,
+            affinity: &affinity,
             stats: &stats,
         };
         let crew = Crew::start(&plan, || Ok(world.readers.reader()))?;

@@ -2,6 +2,7 @@
 //! queues come from differs from the `fairway-dataplane` process.
 
 use super::error::{MemoryError, Result};
+use fairway_dataplane::affinity::Affinity;
 use fairway_dataplane::conntrack::{Conntrack, Timeouts};
 use fairway_dataplane::crew::{Crew, Plan, Tally};
 use fairway_dataplane::worker::PollMode;
@@ -16,6 +17,8 @@ pub(super) const MAX_PORTS: usize = 64;
 const PORT_FRAMES: usize = 512;
 const FLOWS: usize = 4096;
 const CONNECTIONS: u32 = 16_384;
+/// Clients of services with session affinity.
+const CLIENTS: usize = 1024;
 /// Short, because the simulation shares the cores with the workers.
 const POLL: PollMode = PollMode::Adaptive { spin_us: 20 };
 
@@ -30,6 +33,8 @@ impl Engine {
     pub(super) fn start(umem: &Umem, tables: &ReaderFactory) -> Result<Engine> {
         let conntrack = Conntrack::heap(CONNECTIONS, Timeouts::default())
             .map_err(|source| MemoryError::System { what: "making the connection table", source })?;
+        let affinity = Affinity::heap(CLIENTS)
+            .map_err(|source| MemoryError::System { what: "making the table of clients", source })?;
         let stats = StatsWriter::heap(1, MAX_PORTS as u32);
         let plan = Plan {
             cores: &[None],
@@ -38,6 +43,7 @@ impl Engine {
             ports: MAX_PORTS,
             umem,
             conntrack: &conntrack,
+            affinity: &affinity,
             stats: &stats,
         };
         let crew = Crew::start(&plan, || Ok(tables.reader()))?;

@@ -92,6 +92,7 @@ impl Node {
             service_cidrs: Vec::new(),
             max_ports: capacities.ports,
             max_tables_bytes: DEFAULT_MAX_MIB << 20,
+            node_port_addresses: Default::default(),
         };
         let mut core = Core::new(options, writer);
         let facts = kernel_facts(&address, others, host_mac, &devices);
