@@ -110,6 +110,15 @@ fn an_endpoint_in_two_slices_is_used_once() {
 }
 
 #[test]
+fn of_one_address_twice_what_does_not_terminate_counts() {
+    // A pod has got the address of one that is still terminating.
+    let old = ENDING.replace("10.244.1.4", "10.244.1.1");
+    let mut cluster = Cluster::new("Cluster");
+    assert_eq!(cluster.backends(&[READY, &old, READY_FAR]), [1, 2]);
+    assert_eq!(cluster.backends(&[&old, READY, READY_FAR]), [1, 2]);
+}
+
+#[test]
 fn an_unknown_policy_is_refused_by_name() {
     let text = common::service("web", "10.96.0.1", 80)
         .replace("  clusterIP:", "  internalTrafficPolicy: Nearby\n  clusterIP:");

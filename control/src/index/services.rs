@@ -246,18 +246,19 @@ fn choose(
     here: Here<'_>,
     policies: Policies,
 ) -> Chosen {
-    let mut seen = BTreeMap::new();
+    let mut seen: BTreeMap<Backend, Candidate> = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
         for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
             for endpoint in &slice.endpoints {
                 let backend = Backend { ip: endpoint.ip, port: target.port, flags: 0 };
                 let candidate = here.sees(endpoint);
-                // An endpoint on its way from one slice to another is in both for a moment.
+                // Two slices may have one address: an endpoint moves from one to the other, or a pod has got the
+                // address of one that is still terminating. What does not terminate counts, as with kube-proxy.
                 match seen.entry(backend) {
                     Entry::Vacant(place) => {
                         place.insert(candidate);
                     }
-                    Entry::Occupied(mut place) if candidate.local => {
+                    Entry::Occupied(mut place) if place.get().terminating && !candidate.terminating => {
                         place.insert(candidate);
                     }
                     Entry::Occupied(_) => {}
