@@ -9,16 +9,20 @@
 //! | [`netns`], [`process`], [`sys`] | namespaces, child processes, and the system calls under them |
 //! | [`programs`], [`kept`] | where the programs are; the testbed that was left running |
 //! | [`manifests`] | Kubernetes manifests, written whole |
+//! | [`dual_stack`] | IPv6 beside IPv4 |
 //! | [`capture`] | what is on a wire |
 //! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
 //! | [`pod`] | what runs inside a pod: `fairway-pod` |
 //! | [`gate`] | whether an end-to-end test may run, and whether it runs alone |
+//! | [`kube`] | the real etcd, kube-apiserver and kube-proxy |
 //! | [`report`] | figures as JSON, for comparison from run to run |
 
 pub mod capture;
+pub mod dual_stack;
 pub mod error;
 pub mod gate;
 pub mod kept;
+pub mod kube;
 pub mod manifests;
 pub mod netns;
 pub mod node;

@@ -5,6 +5,7 @@ mod common;
 
 use common::Cluster;
 use fairway_control::names;
+use fairway_tests::dual_stack;
 use fairway_tests::gate;
 use fairway_tests::netns::Netns;
 use fairway_tests::pod::client::Summary;
@@ -36,16 +37,13 @@ fn make_dual_stack(cluster: &Cluster) -> Vec<Process> {
              'fd00:244:{number}::/64']\nstatus:\n  addresses:\n  - {{type: InternalIP, address: {ip}}}\n"
         );
         manifests.write(&format!("node-{name}"), &yaml).expect("node");
-        allow_ipv6(node.netns(), &["lo"]);
+        dual_stack::allow_ipv6(node.netns(), &["lo"]).expect("IPv6");
     }
     let mut servers = Vec::new();
     for name in ["client", "web-1", "web-2", "web-3"] {
         let (pod, ip6) = (cluster.testbed.pod(cluster.pod(name)), address(cluster, name));
         let (netns, node) = (pod.netns(), cluster.testbed.nodes()[pod.node()].name());
-        allow_ipv6(netns, &["lo", "eth0"]);
-        netns.ip(["addr", "add", &format!("{ip6}/128"), "dev", "eth0", "nodad"]).expect("address");
-        let gateway = names::GATEWAY_IP6.to_string();
-        netns.ip(["route", "add", "default", "via", &gateway, "dev", "eth0"]).expect("route");
+        dual_stack::add_address(pod, ip6.parse().expect("an address")).expect("address");
         let yaml = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}}}\nspec: {{nodeName: {node}, \
              containers: []}}\nstatus: {{phase: Running, podIPs: [{{ip: {}}}, {{ip: '{ip6}'}}]}}\n",
@@ -61,19 +59,6 @@ fn make_dual_stack(cluster: &Cluster) -> Vec<Process> {
         }
     }
     servers
-}
-
-fn allow_ipv6(netns: &Netns, devices: &[&str]) {
-    let devices: Vec<String> = devices.iter().map(|device| (*device).to_owned()).collect();
-    let write = move || {
-        for device in devices.iter().map(String::as_str).chain(["all"]) {
-            let conf = format!("/proc/sys/net/ipv6/conf/{device}");
-            // Nobody else is on the link: an address need not wait for others' objections.
-            std::fs::write(format!("{conf}/accept_dad"), "0").expect("accept_dad");
-            std::fs::write(format!("{conf}/disable_ipv6"), "0").expect("disable_ipv6");
-        }
-    };
-    netns.inside(write).expect("namespace");
 }
 
 /// The IPv6 service, with these pods behind it.
