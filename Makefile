@@ -8,7 +8,7 @@ export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
 .PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine bench-pktgen
-.PHONY: bench-churn bench-lpm clean deps
+.PHONY: bench-churn bench-lpm bench-services kube clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -62,6 +62,16 @@ bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, besid
 	$(PKTGEN) peers $(PKTGEN_METHOD)
 	$(PKTGEN) report $(FAIRWAY_REPORT_DIR)/bench-pktgen.json --html $(FAIRWAY_REPORT_DIR)/bench-pktgen.html \
 		--note "$$(uname -srm), $$(nproc) CPUs, $$(date -u +%FT%RZ); one engine worker on the last core, generator and sink on the first"
+
+kube: deps ## Build kube-proxy and kube-apiserver once, for the comparison with them (Go, minutes)
+	@scripts/kube-programs
+
+bench-services: build kube ## Compare with kube-proxy's nftables mode at 10, 1,000 and 10,000 Services (root, Go)
+	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
+	for services in 10 1000 10000; do \
+		$(PKTGEN) peers --devices fairway,kube-proxy --paths clusterip --services $$services --sessions 256 \
+			--rounds 3 --trial-ms 300 --report bench-services || exit 1; \
+	done
 
 bench-churn: build ## Measure the cost of change at 100, 1,000 and 5,000 nodes (root for the part with manifests)
 	$(CARGO) build --release -p fairway-bench --bin bench-churn

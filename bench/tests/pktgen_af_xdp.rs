@@ -2,7 +2,7 @@
 //! Slow and short, for a busy machine: what is proved is that packets of all paths get through and are counted.
 
 use fairway_bench::pktgen::device::fairway::FairwayDevice;
-use fairway_bench::pktgen::device::kernel::KernelDevice;
+use fairway_bench::pktgen::device::kernel::{KernelDevice, Rules};
 use fairway_bench::pktgen::device::wire::WireDevice;
 use fairway_bench::pktgen::device::{Bench, Device};
 use fairway_bench::pktgen::scenario::{Arrival, Scenario, TrialLimits};
@@ -64,7 +64,7 @@ fn the_kernel_as_a_peer_carries_the_same_packets() {
     }
     let _alone = gate::alone();
     let scenario = scenario(0);
-    let device = KernelDevice::start(&scenario).unwrap_or_else(|error| panic!("{error}"));
+    let device = KernelDevice::start(&scenario, Rules::Own).unwrap_or_else(|error| panic!("{error}"));
     all_arrived(&trial(Box::new(device), &scenario).0);
 }
 

@@ -11,6 +11,7 @@ use crate::pktgen::run::{DeviceName, start, warn_of_company};
 use crate::pktgen::scenario::{
     Arrival, Frames, Order, Protocol, Scenario, Sizes, Stream, TableSizes, TrialLimits,
 };
+use crate::pktgen::sessions::{self, Sessions};
 use fairway_tests::report::{Figure, Report};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -36,6 +37,9 @@ pub struct PeersArgs {
     /// Rounds over all devices and paths
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
+    /// TCP-like sessions open at a time, to measure connection rates through Services too; 0 is none
+    #[arg(long, default_value_t = 0)]
+    pub sessions: u32,
     /// Trials and search.
     #[command(flatten)]
     pub method: Method,
@@ -44,8 +48,20 @@ pub struct PeersArgs {
     pub report: Option<String>,
 }
 
+/// Most sessions of one trial. Each has addresses of its own, so that it meets nothing that is remembered of
+/// another, and the kernel remembers each for two minutes.
+const MAX_SESSIONS: u32 = 150_000;
+/// Longest trial of sessions.
+const SESSIONS_MS: u32 = 3000;
+
+/// What one device gave on one path in one round.
+struct Round {
+    packets: SizeResult,
+    sessions: Option<sessions::Outcome>,
+}
+
 /// Results of one device and path, one per round.
-type Results = BTreeMap<(PathName, &'static str), Vec<SizeResult>>;
+type Results = BTreeMap<(PathName, &'static str), Vec<Round>>;
 
 fn scenario(args: &PeersArgs, path: PathName) -> Scenario {
     let stream = Stream {
@@ -121,11 +137,23 @@ fn measure(
         bench.change_scenario(&scenario(args, path))?;
         bench.wait_ready()?;
         bench.warm_up()?;
-        let result = Benchmark::new(&mut bench, config).size(args.size_bytes)?;
-        results.entry((path, bench.device_name())).or_default().push(result);
+        let packets = Benchmark::new(&mut bench, config).size(args.size_bytes)?;
+        let sessions = match path {
+            PathName::ClusterIp if args.sessions > 0 => Some(open_sessions(args, &mut bench)?),
+            _ => None,
+        };
+        results.entry((path, bench.device_name())).or_default().push(Round { packets, sessions });
     }
     bench.finish()?;
     Ok(())
+}
+
+fn open_sessions(args: &PeersArgs, bench: &mut Bench) -> Result<sessions::Outcome, DeviceError> {
+    let mut scenario = scenario(args, PathName::ClusterIp);
+    scenario.streams[0].flows = MAX_SESSIONS;
+    scenario.trial = TrialLimits { duration_ms: SESSIONS_MS, max_packets: MAX_SESSIONS };
+    bench.change_scenario(&scenario)?;
+    bench.sessions(&Sessions { concurrent: args.sessions, timeout_ms: 1000 })
 }
 
 fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
@@ -136,8 +164,9 @@ fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
             "device": device, "path": path.name(), "size_bytes": args.size_bytes, "flows": args.flows,
             "services": args.services,
         });
-        let sample =
-            |value: &dyn Fn(&SizeResult) -> f64| Sample::of(&rounds.iter().map(value).collect::<Vec<_>>());
+        let sample = |value: &dyn Fn(&SizeResult) -> f64| {
+            Sample::of(&rounds.iter().map(|round| value(&round.packets)).collect::<Vec<_>>())
+        };
         let mut add = |metric: &str, value: f64, unit: &str| {
             figures.push(Figure::new("peers", params.clone(), metric, value, unit));
         };
@@ -147,13 +176,28 @@ fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
         add("peer_overload", sample(&|round| round.overload_pps).median, "1/s");
         add("peer_machine_ns_per_packet", sample(&|round| round.machine_ns_per_packet).median, "ns");
         add("peer_softirq_ns_per_packet", sample(&|round| round.softirq_ns_per_packet).median, "ns");
+        let per_cpu_second = sample(&|round| 1e9 / round.machine_ns_per_packet.max(1.0)).median;
+        add("peer_packets_per_cpu_second", per_cpu_second, "1/s");
         let half = |round: &SizeResult| round.latency.get(1).map(|at| at.latency).unwrap_or_default();
         add("peer_latency_p50", sample(&|round| half(round).p50_ns as f64).median, "ns");
         add("peer_latency_p99", sample(&|round| half(round).p99_ns as f64).median, "ns");
+        let opened: Vec<&sessions::Outcome> =
+            rounds.iter().filter_map(|round| round.sessions.as_ref()).collect();
+        let mut add_sessions = |metric: &str, value: &dyn Fn(&sessions::Outcome) -> f64, unit: &str| {
+            let values: Vec<f64> = opened.iter().map(|outcome| value(outcome)).collect();
+            if !values.is_empty() {
+                add(metric, Sample::of(&values).median, unit);
+            }
+        };
+        add_sessions("peer_sessions", &|outcome| outcome.completed_per_s, "1/s");
+        add_sessions("peer_sessions_failed", &|outcome| outcome.tally.failed as f64, "1");
+        let per_cpu_second = |outcome: &sessions::Outcome| 1e6 / outcome.machine_us_per_session.max(1e-3);
+        add_sessions("peer_sessions_per_cpu_second", &per_cpu_second, "1/s");
         let Some(ours) = results.get(&(*path, reference)).filter(|_| *device != reference) else { continue };
         let ratios: Vec<f64> = ours
             .iter()
             .zip(rounds)
+            .map(|(ours, theirs)| (&ours.packets, &theirs.packets))
             .filter(|(ours, theirs)| ours.throughput_pps.mean > 0.0 && theirs.throughput_pps.mean > 0.0)
             .map(|(ours, theirs)| ours.throughput_pps.mean / theirs.throughput_pps.mean)
             .collect();
@@ -171,8 +215,18 @@ fn print(args: &PeersArgs, figures: &[Figure]) {
         args.size_bytes, args.flows, args.services, args.rounds
     );
     println!(
-        "{:10} {:9} {:>12} {:>11} {:>12} {:>12} {:>10} {:>10} {:>9}",
-        "path", "device", "throughput", "± 95 %", "overload", "machine ns", "p50 us", "p99 us", "ratio"
+        "{:10} {:10} {:>12} {:>11} {:>12} {:>12} {:>12} {:>10} {:>10} {:>9} {:>12}",
+        "path",
+        "device",
+        "throughput",
+        "± 95 %",
+        "overload",
+        "machine ns",
+        "per CPU-s",
+        "p50 us",
+        "p99 us",
+        "ratio",
+        "sess/CPU-s"
     );
     let text = |figure: &Figure, key: &str| figure.params[key].as_str().unwrap_or("").to_owned();
     for first in figures.iter().filter(|figure| figure.metric == "peer_throughput") {
@@ -180,16 +234,18 @@ fn print(args: &PeersArgs, figures: &[Figure]) {
             figures.iter().find(|f| f.params == first.params && f.metric.ends_with(metric)).map(|f| f.value)
         };
         println!(
-            "{:10} {:9} {:>12.0} {:>11.0} {:>12.0} {:>12.0} {:>10.1} {:>10.1} {:>9}",
+            "{:10} {:10} {:>12.0} {:>11.0} {:>12.0} {:>12.0} {:>12.0} {:>10.1} {:>10.1} {:>9} {:>12}",
             text(first, "path"),
             text(first, "device"),
             first.value,
             value("throughput_half_width_95").unwrap_or(0.0),
             value("overload").unwrap_or(0.0),
             value("machine_ns_per_packet").unwrap_or(0.0),
+            value("packets_per_cpu_second").unwrap_or(0.0),
             value("latency_p50").unwrap_or(0.0) / 1e3,
             value("latency_p99").unwrap_or(0.0) / 1e3,
-            value("throughput_ratio").map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
+            value("throughput_ratio").map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
+            value("sessions_per_cpu_second").map_or("–".to_owned(), |rate| format!("{rate:.0}"))
         );
     }
     println!("ratio: the first device's throughput to this one's, median over rounds");

@@ -4,7 +4,7 @@ use crate::pktgen::cli::CliError;
 use crate::pktgen::cores::cores;
 use crate::pktgen::cpu;
 use crate::pktgen::device::fairway::FairwayDevice;
-use crate::pktgen::device::kernel::KernelDevice;
+use crate::pktgen::device::kernel::{KernelDevice, Rules};
 use crate::pktgen::device::memory::MemoryDevice;
 use crate::pktgen::device::ovs::OvsDevice;
 use crate::pktgen::device::testpmd::TestpmdDevice;
@@ -43,6 +43,8 @@ pub enum DeviceName {
     Fairway,
     /// The Linux kernel in the same place: ip_forward, vxlan, nftables NAT (root)
     Kernel,
+    /// The same with the rules of the real kube-proxy, nftables mode (root, `make kube`)
+    KubeProxy,
     /// Open vSwitch's userspace datapath over DPDK's af_xdp (root)
     Ovs,
     /// DPDK's testpmd over af_xdp, io mode: the floor set by AF_XDP itself (root)
@@ -58,6 +60,7 @@ impl DeviceName {
             DeviceName::Memory => "memory",
             DeviceName::Fairway => "fairway",
             DeviceName::Kernel => "kernel",
+            DeviceName::KubeProxy => "kube-proxy",
             DeviceName::Ovs => "ovs",
             DeviceName::Testpmd => "testpmd",
             DeviceName::Wire => "wire",
@@ -68,7 +71,7 @@ impl DeviceName {
     /// not look at packets has one path.
     pub fn has(self, path: PathName) -> bool {
         match self {
-            DeviceName::Memory | DeviceName::Fairway | DeviceName::Kernel => true,
+            DeviceName::Memory | DeviceName::Fairway | DeviceName::Kernel | DeviceName::KubeProxy => true,
             DeviceName::Ovs => path != PathName::Vxlan,
             DeviceName::Testpmd | DeviceName::Wire => path == PathName::SameNode,
         }
@@ -90,7 +93,8 @@ pub fn start(device: DeviceName, scenario: &Scenario) -> Result<Box<dyn Device>,
     match device {
         DeviceName::Memory => Ok(Box::new(MemoryDevice::start(scenario, engine)?)),
         DeviceName::Fairway => Ok(Box::new(FairwayDevice::start(scenario)?)),
-        DeviceName::Kernel => Ok(Box::new(KernelDevice::start(scenario)?)),
+        DeviceName::Kernel => Ok(Box::new(KernelDevice::start(scenario, Rules::Own)?)),
+        DeviceName::KubeProxy => Ok(Box::new(KernelDevice::start(scenario, Rules::KubeProxy)?)),
         DeviceName::Ovs => Ok(Box::new(OvsDevice::start(scenario)?)),
         DeviceName::Testpmd => Ok(Box::new(TestpmdDevice::start(scenario)?)),
         DeviceName::Wire => Ok(Box::new(WireDevice::start(scenario)?)),

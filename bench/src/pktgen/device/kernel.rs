@@ -1,18 +1,20 @@
-//! The Linux kernel on the testbed's node: IPv4 forwarding between the pods' veths, its vxlan device, and Services
-//! as kube-proxy's nftables mode writes them: a map from address, protocol and port to the Service's chain, there
-//! a random backend. Connection tracking is on for all paths, as on any node with kube-proxy.
+//! The Linux kernel on the testbed's node: IPv4 forwarding between the pods' veths, its vxlan device, and Services.
+//! Their rules are written by kube-proxy itself ([`super::kube_proxy`]), or here in the layout of its nftables mode:
+//! a map from address, protocol and port to the Service's chain, there a random backend. Connection tracking
+//! is on for all paths, as on any node with kube-proxy.
 //!
 //! The device's core takes the packets off the generator's veth by receive packet steering (RPS), since the
 //! kernel would otherwise forward on the generator's core and leave the other one idle.
 
 use super::ground::{CLIENT, Ground, SERVER, SERVICES};
-use super::{Device, DeviceError};
+use super::{Device, DeviceError, kube_proxy};
 use crate::pktgen::cores::cores;
 use crate::pktgen::paths::{BACKEND_PORT, SERVICE_PORT, Site};
 use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::Ends;
 use fairway_control::names;
 use fairway_tables::Ip;
+use fairway_tests::kube::KubeProxy;
 use fairway_tests::netns::Netns;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -24,36 +26,69 @@ const VNI: &str = "4096";
 const REMOTE_VTEP: &str = "10.244.2.0";
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Who writes the rules of Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// This file.
+    Own,
+    /// kube-proxy.
+    KubeProxy,
+}
+
+impl Rules {
+    /// The device's name.
+    fn device(self) -> &'static str {
+        match self {
+            Rules::Own => "kernel",
+            Rules::KubeProxy => "kube-proxy",
+        }
+    }
+}
+
 /// The kernel on a testbed.
 pub struct KernelDevice {
+    // Ends before the namespace that it is in.
+    proxy: Option<KubeProxy>,
     ground: Ground,
+    rules: Rules,
 }
 
 impl KernelDevice {
     /// Sets the node up.
     ///
     /// # Errors
-    /// If nftables is missing or the kernel refuses something.
-    pub fn start(scenario: &Scenario) -> Result<KernelDevice, DeviceError> {
-        let tables = &scenario.tables;
+    /// If nftables or kube-proxy is missing or the kernel refuses something.
+    pub fn start(scenario: &Scenario, rules: Rules) -> Result<KernelDevice, DeviceError> {
+        let (tables, device) = (&scenario.tables, rules.device());
         if tables.routes > 0 || tables.changes_per_s > 0 {
             let why = "tables.routes and changes_per_s are for Fairway; set them to 0";
-            return Err(DeviceError::Unfit { device: "kernel", why });
+            return Err(DeviceError::Unfit { device, why });
         }
         if !Path::new("/usr/sbin/nft").exists() {
-            let (device, program, package) = ("kernel", "nft", "nftables");
+            let (program, package) = ("nft", "nftables");
             return Err(DeviceError::MissingProgram { device, program, package });
         }
         let mut ground = Ground::new(tables.services)?;
         forwarding(&ground)?;
         vxlan(&ground)?;
-        let rules = ground.testbed().dir().join("services.nft");
-        std::fs::write(&rules, ruleset(tables)).map_err(DeviceError::io("write the nftables rules"))?;
-        let rules = rules.display().to_string();
-        ground.node().run("nft", &["-f", &rules], DEADLINE)?.success()?;
+        let proxy = match rules {
+            Rules::Own => {
+                write_rules(&mut ground, tables)?;
+                None
+            }
+            Rules::KubeProxy => Some(kube_proxy::start(&mut ground, tables)?),
+        };
         ground.open_ends()?;
-        Ok(KernelDevice { ground })
+        Ok(KernelDevice { proxy, ground, rules })
     }
+}
+
+fn write_rules(ground: &mut Ground, tables: &TableSizes) -> Result<(), DeviceError> {
+    let rules = ground.testbed().dir().join("services.nft");
+    std::fs::write(&rules, ruleset(tables)).map_err(DeviceError::io("write the nftables rules"))?;
+    let rules = rules.display().to_string();
+    ground.node().run("nft", &["-f", &rules], DEADLINE)?.success()?;
+    Ok(())
 }
 
 fn set(netns: &Netns, path: &str, value: &str) -> Result<(), DeviceError> {
@@ -147,7 +182,7 @@ fn ruleset(tables: &TableSizes) -> String {
 
 impl Device for KernelDevice {
     fn name(&self) -> &'static str {
-        "kernel"
+        self.rules.device()
     }
 
     fn site(&self) -> Site {
@@ -159,10 +194,12 @@ impl Device for KernelDevice {
     }
 
     fn hint(&mut self) -> String {
-        self.ground.what_ends_saw()
+        let said = self.proxy.as_ref().map_or_else(String::new, |proxy| format!("; {}", proxy.log_tail(5)));
+        self.ground.what_ends_saw() + &said
     }
 
     fn finish(self: Box<Self>) -> Result<Vec<String>, DeviceError> {
-        self.ground.close_checked("kernel")
+        drop(self.proxy);
+        self.ground.close_checked(self.rules.device())
     }
 }

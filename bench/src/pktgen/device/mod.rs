@@ -5,6 +5,7 @@
 //! | [`memory`] | the engine's workers in this process | memory |
 //! | [`fairway`] | `fairway-control` and `fairway-dataplane` | AF_XDP |
 //! | [`kernel`] | Linux: forwarding, VXLAN, nftables NAT | AF_XDP |
+//! | [`kube_proxy`] | the same, with the rules of the real kube-proxy | AF_XDP |
 //! | [`ovs`] | Open vSwitch's userspace datapath | AF_XDP |
 //! | [`testpmd`] | DPDK's testpmd in io mode | AF_XDP |
 //! | [`wire`] | nothing: the generator's veth ends in the sink | AF_XDP |
@@ -14,6 +15,7 @@
 pub mod fairway;
 pub mod ground;
 pub mod kernel;
+pub mod kube_proxy;
 pub mod memory;
 pub mod ovs;
 pub mod testpmd;
