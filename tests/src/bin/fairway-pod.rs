@@ -1,8 +1,9 @@
 //! `fairway-pod`: server and clients that run inside the pods of the testbed.
 
 use clap::{Parser, Subcommand};
-use fairway_tests::pod::{client, probe, server, stream, udp};
+use fairway_tests::pod::{client, probe, server, stream, udp, witness};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -96,6 +97,20 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         duration_ms: u64,
     },
+    /// Tell every client, over TCP and UDP, its own address and the client's.
+    Witness {
+        /// Addresses and ports to listen on.
+        #[arg(long, required = true, value_delimiter = ',')]
+        listen: Vec<SocketAddr>,
+    },
+    /// Ask addresses behind which are witnesses who answers, and print what came of it as JSON.
+    Ask {
+        /// File with a JSON list of `{"transport": "tcp", "target": "10.96.0.10:80"}`.
+        questions: PathBuf,
+        /// Source ports are counted up from this one.
+        #[arg(long)]
+        first_port: u16,
+    },
 }
 
 async fn run(command: Command) -> Result<String, String> {
@@ -130,6 +145,16 @@ async fn run(command: Command) -> Result<String, String> {
         Command::Probe { target, rate_pps, duration_ms } => {
             let summary = probe::run(target, rate_pps, Duration::from_millis(duration_ms)).await;
             json(serde_json::to_string(&summary.map_err(|e| format!("probe of {target}: {e}"))?))
+        }
+        Command::Witness { listen } => {
+            witness::serve(&listen).await.map_err(|e| format!("listen on {listen:?}: {e}"))?;
+            Ok(String::new())
+        }
+        Command::Ask { questions: file, first_port } => {
+            let text = std::fs::read(&file).map_err(|e| format!("read {}: {e}", file.display()))?;
+            let questions: Vec<witness::Question> =
+                serde_json::from_slice(&text).map_err(|e| format!("questions in {}: {e}", file.display()))?;
+            json(serde_json::to_string(&witness::ask(&questions, first_port).await))
         }
     }
 }

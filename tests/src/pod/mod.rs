@@ -7,3 +7,4 @@ pub mod probe;
 pub mod server;
 pub mod stream;
 pub mod udp;
+pub mod witness;

@@ -1,0 +1,227 @@
+//! The witness and who asks it: a server that tells what it sees of each connection, and a client that finds
+//! out, by many short connections to one address, who may answer there and what becomes of the source.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// What is sent to a witness over UDP; over TCP it speaks first.
+const QUESTION: &[u8] = b"who answers?";
+/// Datagrams sent before an address counts as silent.
+const DATAGRAMS: u32 = 4;
+const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(350);
+/// Room for a SYN, one that follows after a second, and its answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Attempts per backend that could be there, see [`enough`].
+const ATTEMPTS_PER_BACKEND: u32 = 16;
+/// Attempts at an address that refuses.
+const REFUSED_ATTEMPTS: u32 = 2;
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What a witness says of one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sight {
+    /// Its own address and port.
+    pub local: SocketAddr,
+    /// The client's, as it sees them.
+    pub peer: SocketAddr,
+}
+
+/// Tells every client on these addresses, over TCP and UDP, what is seen of it, for as long as the process lives.
+/// Prints `listening on …` once all sockets are open.
+pub async fn serve(listen: &[SocketAddr]) -> io::Result<()> {
+    let mut tasks = JoinSet::new();
+    for local in listen {
+        let tcp = TcpListener::bind(*local).await?;
+        let udp = UdpSocket::bind(*local).await?;
+        tasks.spawn(tell_tcp(tcp, *local));
+        tasks.spawn(tell_udp(udp, *local));
+    }
+    println!("listening on {listen:?}");
+    tasks.join_all().await;
+    Ok(())
+}
+
+fn sight(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
+    serde_json::to_vec(&Sight { local, peer }).unwrap_or_default()
+}
+
+async fn tell_tcp(listener: TcpListener, local: SocketAddr) {
+    loop {
+        // A client that has gone before its answer is no reason to stop.
+        if let Ok((mut stream, peer)) = listener.accept().await {
+            let _ = stream.write_all(&sight(local, peer)).await;
+        }
+    }
+}
+
+async fn tell_udp(socket: UdpSocket, local: SocketAddr) {
+    let mut buffer = [0; 64];
+    loop {
+        // Errors here are ICMP errors about earlier answers.
+        if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&sight(local, peer), peer).await;
+        }
+    }
+}
+
+/// An address to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Question {
+    /// Over what.
+    pub transport: Transport,
+    /// Whom.
+    pub target: SocketAddr,
+}
+
+/// What came of all attempts at one address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Connections made, answered or not.
+    pub attempts: u32,
+    /// Who answered, and the sources that they saw.
+    pub backends: BTreeMap<SocketAddr, BTreeSet<IpAddr>>,
+    /// Attempts that were refused: by RST, or ICMP port unreachable.
+    pub refused: u32,
+    /// Attempts without any answer.
+    pub silent: u32,
+    /// Other ends of attempts.
+    pub errors: BTreeMap<String, u32>,
+}
+
+/// Whether so many attempts that met so many backends leave no other one unseen: had a backend with a fair share been
+/// left out, it would have been so by a chance of e⁻¹⁶.
+fn enough(attempts: u32, backends: usize) -> bool {
+    attempts >= ATTEMPTS_PER_BACKEND * (backends as u32 + 1)
+}
+
+impl Answer {
+    fn is_complete(&self) -> bool {
+        match self.backends.len() {
+            // Silence has been tried several times by then.
+            0 => self.silent > 0 || self.attempts >= REFUSED_ATTEMPTS,
+            met => enough(self.attempts, met),
+        }
+    }
+
+    fn add(&mut self, outcome: io::Result<Sight>) {
+        self.attempts += 1;
+        match outcome {
+            Ok(sight) => drop(self.backends.entry(sight.local).or_default().insert(sight.peer.ip())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.refused += 1,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => self.silent += 1,
+            Err(error) => *self.errors.entry(error.to_string()).or_default() += 1,
+        }
+    }
+}
+
+/// Asks all questions at once, one attempt after the other at each, until everyone who may answer has been met. Source
+/// ports are counted up from `first_port`, so that no attempt meets what is remembered of an earlier one.
+pub async fn ask(questions: &[Question], first_port: u16) -> Vec<Answer> {
+    let ports = Arc::new(AtomicU16::new(first_port));
+    let mut tasks = JoinSet::new();
+    for (place, question) in questions.iter().copied().enumerate() {
+        let ports = ports.clone();
+        tasks.spawn(async move {
+            let mut answer = Answer::default();
+            while !answer.is_complete() {
+                answer.add(attempt(question, ports.fetch_add(1, Ordering::Relaxed)).await);
+            }
+            (place, answer)
+        });
+    }
+    let mut answers = tasks.join_all().await;
+    answers.sort_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+async fn attempt(question: Question, port: u16) -> io::Result<Sight> {
+    let local: SocketAddr = match question.target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
+    };
+    let said = match question.transport {
+        Transport::Tcp => timeout(CONNECT_TIMEOUT, over_tcp(local, question.target)).await??,
+        Transport::Udp => over_udp(local, question.target).await?,
+    };
+    serde_json::from_slice(&said).map_err(io::Error::other)
+}
+
+async fn over_tcp(local: SocketAddr, target: SocketAddr) -> io::Result<Vec<u8>> {
+    let socket = if local.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(local)?;
+    let mut said = Vec::new();
+    socket.connect(target).await?.read_to_end(&mut said).await?;
+    Ok(said)
+}
+
+/// A connected socket takes no answer from another address than the one that it asked.
+async fn over_udp(local: SocketAddr, target: SocketAddr) -> io::Result<Vec<u8>> {
+    let socket = UdpSocket::bind(local).await?;
+    socket.connect(target).await?;
+    let mut buffer = vec![0; 512];
+    for _ in 0..DATAGRAMS {
+        socket.send(QUESTION).await?;
+        if let Ok(received) = timeout(DATAGRAM_TIMEOUT, socket.recv(&mut buffer)).await {
+            buffer.truncate(received?);
+            return Ok(buffer);
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sight(backend: u8) -> io::Result<Sight> {
+        let at = |last: u8, port: u16| SocketAddr::from(([10, 244, 1, last], port));
+        Ok(Sight { local: at(backend, 8080), peer: at(200, 4000) })
+    }
+
+    #[test]
+    fn every_backend_met_asks_for_more_attempts() {
+        let mut answer = Answer::default();
+        for attempt in 0..48 {
+            assert!(!answer.is_complete(), "after {attempt} attempts at two backends");
+            answer.add(sight((attempt % 2) as u8));
+        }
+        assert!(answer.is_complete());
+        answer.add(sight(2));
+        assert!(!answer.is_complete(), "a third backend has shown");
+        assert_eq!((answer.backends.len(), answer.refused, answer.silent), (3, 0, 0));
+    }
+
+    #[test]
+    fn refusal_silence_and_other_errors_are_told_apart() {
+        let end = |kind: io::ErrorKind| Err(kind.into());
+        let mut answer = Answer::default();
+        answer.add(end(io::ErrorKind::ConnectionRefused));
+        assert!(!answer.is_complete(), "one refusal may be of one backend");
+        answer.add(end(io::ErrorKind::HostUnreachable));
+        assert!(answer.is_complete());
+        answer.add(end(io::ErrorKind::TimedOut));
+        assert_eq!((answer.refused, answer.silent, answer.errors.len()), (1, 1, 1));
+        let mut silent = Answer::default();
+        silent.add(end(io::ErrorKind::TimedOut));
+        assert!(silent.is_complete());
+    }
+}

@@ -1,0 +1,148 @@
+//! Two worlds on the same ground: in one Fairway carries the packets, in the other the kernel does, by kube-proxy's
+//! rules.
+
+use crate::ground::{CLIENT, Ground};
+use crate::state::State;
+use fairway_tests::kube::{ApiServer, KubeProxy, Programs};
+use fairway_tests::pod::witness::{Answer, Question};
+use fairway_tests::{Error, Result};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Source ports go round in this range.
+const SOURCE_PORTS: std::ops::Range<u16> = 10_000..55_000;
+
+/// What forwards.
+enum Forwarder {
+    Fairway { started: bool },
+    Kernel { api: Box<ApiServer>, proxy: Option<KubeProxy>, programs: Programs },
+}
+
+/// One of the two worlds.
+pub(crate) struct World {
+    // Its processes before the namespaces that they are in.
+    forwarder: Forwarder,
+    pub(crate) ground: Ground,
+    next_port: u16,
+}
+
+impl World {
+    /// The world of Fairway, which starts with the first state.
+    pub(crate) fn fairway() -> Result<World> {
+        Ok(World::on(Ground::build()?, Forwarder::Fairway { started: false }))
+    }
+
+    /// The world of the kernel, in which kube-proxy starts with the first state.
+    pub(crate) fn kernel(programs: &Programs) -> Result<World> {
+        let ground = Ground::build()?;
+        ground.forward()?;
+        let api = Box::new(ApiServer::start(programs, ground.node(), ground.testbed.dir())?);
+        Ok(World::on(ground, Forwarder::Kernel { api, proxy: None, programs: programs.clone() }))
+    }
+
+    fn on(ground: Ground, forwarder: Forwarder) -> World {
+        World { forwarder, ground, next_port: SOURCE_PORTS.start }
+    }
+
+    /// Brings a state about and waits until all of it is in force. Returns the objects as an API server holds them;
+    /// Fairway's world takes these over as they are.
+    pub(crate) fn hold(&mut self, state: &State, held: &[Value]) -> Result<Vec<Value>> {
+        let node = self.ground.node();
+        let held = match &mut self.forwarder {
+            Forwarder::Kernel { api, proxy, programs } => {
+                let held = api.hold(node, &[&state.objects, &state.sentinel])?;
+                if proxy.is_none() {
+                    *proxy = Some(KubeProxy::start(programs, api, node, "node-1", CLUSTER_CIDRS)?);
+                }
+                held
+            }
+            Forwarder::Fairway { started } => {
+                // The nodes are in files of their own.
+                let items: Vec<&Value> = held.iter().filter(|object| object["kind"] != "Node").collect();
+                let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+                self.ground.testbed.manifests().write("state", &list.to_string())?;
+                if !std::mem::replace(started, true) {
+                    self.ground.testbed.start_nodes(1)?;
+                }
+                Vec::new()
+            }
+        };
+        self.wait_for(state)?;
+        Ok(held)
+    }
+
+    /// Waits until the sentinel of a state answers as it does in this state only.
+    fn wait_for(&mut self, state: &State) -> Result<()> {
+        let questions = state.sentinel_questions();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let answers = self.ask(CLIENT, &questions)?;
+            let right = |answer: &Answer| {
+                answer.refused + answer.silent == 0
+                    && answer.backends.keys().all(|at| at.port() == state.sentinel_port())
+            };
+            // Fairway takes in a folder as a whole, but service by service: only its own list says that all are in.
+            if answers.iter().all(right) && self.lists(state)? {
+                return Ok(());
+            }
+            self.expect_alive()?;
+            if Instant::now() > end {
+                return Err(Error::Timeout {
+                    what: format!("state {} is in force", state.number),
+                    waited_ms: DEADLINE.as_millis() as u64,
+                    last: format!("{answers:?}"),
+                });
+            }
+        }
+    }
+
+    /// Whether Fairway's control lists the sentinel of a state; the kernel has no such list.
+    fn lists(&self, state: &State) -> Result<bool> {
+        if let Forwarder::Kernel { .. } = self.forwarder {
+            return Ok(true);
+        }
+        let services = self.ground.testbed.nodes()[0].ask(&["services"])?;
+        let listed = services.as_array().into_iter().flatten().filter(|service| {
+            service["port"] == state.sentinel_questions()[0].target.port()
+                && service["backends"][0]["port"] == state.sentinel_port()
+        });
+        Ok(listed.count() == 2)
+    }
+
+    /// Asks the witnesses behind some addresses, from a pod.
+    pub(crate) fn ask(&mut self, pod: &str, questions: &[Question]) -> Result<Vec<Answer>> {
+        let file = self.ground.testbed.dir().join("questions.json");
+        let text = serde_json::to_vec(questions).unwrap_or_default();
+        std::fs::write(&file, text).map_err(Error::io(format!("write {}", file.display())))?;
+        let (file, port) = (file.display().to_string(), self.next_port.to_string());
+        let netns = self.ground.pod(pod).netns();
+        let answers: Vec<Answer> =
+            self.ground.testbed.client(netns, &["ask", &file, "--first-port", &port], DEADLINE)?;
+        let attempts: u32 = answers.iter().map(|answer| answer.attempts).sum();
+        self.next_port = match self.next_port.saturating_add(attempts.try_into().unwrap_or(u16::MAX)) {
+            next if SOURCE_PORTS.contains(&next) => next,
+            _ => SOURCE_PORTS.start,
+        };
+        Ok(answers)
+    }
+
+    fn expect_alive(&mut self) -> Result<()> {
+        self.ground.expect_alive()?;
+        match &mut self.forwarder {
+            Forwarder::Kernel { proxy: Some(proxy), .. } => proxy.expect_alive(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stops everything in order; Fairway's engines end well only if no frame is missing (I1) and every packet is
+    /// accounted for (I2).
+    pub(crate) fn stop(mut self) -> Result<()> {
+        for node in 0..self.ground.testbed.nodes().len() {
+            self.ground.testbed.node_mut(node).stop_dataplane()?;
+            self.ground.testbed.node_mut(node).stop_control()?;
+        }
+        Ok(())
+    }
+}
