@@ -29,8 +29,8 @@ struct Args {
     /// Idle microseconds before an adaptive worker sleeps
     #[arg(long, default_value_t = 50)]
     spin_us: u32,
-    /// Frames of 2 KiB for packets: 512 per pod, 2048 per uplink queue, and as many on their way
-    #[arg(long, default_value_t = 65536)]
+    /// Frames of 2 KiB for packets; each costs 128 bytes more for every port (docs/af_xdp.md)
+    #[arg(long, default_value_t = 16_384)]
     frames: u32,
     /// Use 4 KiB pages for packets even where larger ones are to be had
     #[arg(long)]

@@ -147,6 +147,12 @@ impl FrameCache {
         }
     }
 
+    /// Frames that are home in the pool, beyond those held here. Exact only while no worker moves frames.
+    #[inline]
+    pub(crate) fn pooled(&self) -> usize {
+        self.umem.store().home()
+    }
+
     /// The UMEM that the frames are from.
     pub fn umem(&self) -> &Umem {
         &self.umem

@@ -13,6 +13,11 @@ fn umem(frames: u32) -> Umem {
     Umem::new(UmemConfig { frames, frame_size: 2048, huge_pages: false }).unwrap()
 }
 
+/// A pod's port that keeps 512 frames with the kernel, however small the UMEM is.
+fn pod() -> AfXdpConfig {
+    AfXdpConfig { fill_min: 512, ..AfXdpConfig::pod() }
+}
+
 /// An engine's namespace with a veth into each of two pods on one subnet.
 struct Pair {
     engine: Netns,
@@ -108,7 +113,7 @@ fn ping_forwarded_with(config: AfXdpConfig) {
 #[test]
 fn a_ping_crosses_two_sockets_of_one_umem_and_every_frame_comes_home() {
     if privileged("ping over AF_XDP") {
-        ping_forwarded_with(AfXdpConfig::pod());
+        ping_forwarded_with(pod());
     }
 }
 
@@ -116,7 +121,7 @@ fn a_ping_crosses_two_sockets_of_one_umem_and_every_frame_comes_home() {
 fn automatic_mode_and_busy_polling_fall_back_to_what_a_veth_can_do() {
     if privileged("ping over AF_XDP in automatic mode") {
         let busy_poll = Some(BusyPoll::default());
-        ping_forwarded_with(AfXdpConfig { mode: ModeChoice::Auto, busy_poll, ..AfXdpConfig::pod() });
+        ping_forwarded_with(AfXdpConfig { mode: ModeChoice::Auto, busy_poll, ..pod() });
     }
 }
 
@@ -131,8 +136,8 @@ fn a_packet_that_grew_into_its_headroom_is_sent_without_a_copy() {
     net.engine.run(|| {
         let mut steering = Steering::load().unwrap();
         let af_xdp = AfXdp::new(&umem);
-        let mut va = open(&af_xdp, &mut steering, "va", &AfXdpConfig::pod()).remove(0);
-        let mut vb = open(&af_xdp, &mut steering, "vb", &AfXdpConfig::pod()).remove(0);
+        let mut va = open(&af_xdp, &mut steering, "va", &pod()).remove(0);
+        let mut vb = open(&af_xdp, &mut steering, "vb", &pod()).remove(0);
         let mut inner: Vec<u8> = (0..=255).collect();
         inner[..14].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
         from.send(&inner);
@@ -175,7 +180,7 @@ fn bursts_longer_than_a_kernel_batch_are_sent_whole() {
     };
     let before = received();
     net.engine.run(|| {
-        let mut vb = AfXdp::new(&umem).open("vb", 0, &AfXdpConfig::pod()).unwrap().remove(0);
+        let mut vb = AfXdp::new(&umem).open("vb", 0, &pod()).unwrap().remove(0);
         let mut cache = umem.cache();
         for _ in 0..20 {
             let mut burst = Burst::new();
@@ -218,14 +223,14 @@ fn sockets_come_and_go_in_any_order_and_a_freed_queue_opens_again() {
     engine.run(|| {
         let mut steering = Steering::load().unwrap();
         let af_xdp = AfXdp::new(&umem);
-        let va = open(&af_xdp, &mut steering, "va", &AfXdpConfig::pod());
+        let va = open(&af_xdp, &mut steering, "va", &pod());
         assert_eq!(va.iter().map(AfXdpQueue::queue_id).collect::<Vec<_>>(), [0, 1, 2]);
-        let vb = open(&af_xdp, &mut steering, "vb", &AfXdpConfig::pod());
+        let vb = open(&af_xdp, &mut steering, "vb", &pod());
         // The first socket registered the memory; its going must not hurt those that share it.
         let ifindex = va[0].ifindex();
         drop(va);
-        assert_eq!(umem.pool().missing(), AfXdpConfig::pod().fill_target as usize);
-        let mut va = af_xdp.open("va", 1, &AfXdpConfig::pod()).unwrap();
+        assert_eq!(umem.pool().missing(), pod().fill_min as usize);
+        let mut va = af_xdp.open("va", 1, &pod()).unwrap();
         steering.register_queues(&va).unwrap();
         drop(vb);
         steering.detach(ifindex).unwrap();
@@ -251,7 +256,7 @@ fn frames_come_home_from_a_netdev_that_is_deleted_and_its_name_can_be_used_again
     net.engine.run(|| {
         let mut steering = Steering::load().unwrap();
         let af_xdp = AfXdp::new(&umem);
-        let mut va = open(&af_xdp, &mut steering, "va", &AfXdpConfig::pod()).remove(0);
+        let mut va = open(&af_xdp, &mut steering, "va", &pod()).remove(0);
         net.engine.ip("link del va");
         let (mut cache, mut burst) = (umem.cache(), Burst::new());
         let mut frame = cache.alloc().unwrap();
@@ -265,7 +270,7 @@ fn frames_come_home_from_a_netdev_that_is_deleted_and_its_name_can_be_used_again
         assert_eq!(va.stats().wakeups, wakeups, "a device that is gone is not called for every kick");
         steering.detach(va.ifindex()).unwrap();
         // Its socket shares the memory of one that is unbound now.
-        let vb = open(&af_xdp, &mut steering, "vb", &AfXdpConfig::pod());
+        let vb = open(&af_xdp, &mut steering, "vb", &pod());
         net.engine.veth("va", &Netns::new("c"), "10.9.0.3/24", 1);
         drop((va, vb));
     });
@@ -281,7 +286,7 @@ fn what_cannot_be_opened_is_refused_with_a_reason_and_keeps_no_frame() {
     let umem = umem(1024);
     net.engine.run(|| {
         let af_xdp = AfXdp::new(&umem);
-        let pod = AfXdpConfig::pod();
+        let pod = pod();
         let error = af_xdp.open("nothere0", 0, &pod).err().unwrap();
         assert!(matches!(&error, AfXdpError::NoInterface { ifname } if ifname == "nothere0"), "{error}");
         let zero_copy = AfXdpConfig { mode: ModeChoice::ZeroCopy, ..pod };
@@ -289,8 +294,10 @@ fn what_cannot_be_opened_is_refused_with_a_reason_and_keeps_no_frame() {
         assert!(matches!(error, AfXdpError::NoZeroCopy { queue: 0, .. }), "{error}");
         let error = af_xdp.open("va", 0, &AfXdpConfig { rx_ring: 1000, ..pod }).err().unwrap();
         assert!(matches!(error, AfXdpError::Config { field: "rx_ring", .. }), "{error}");
-        let error = af_xdp.open("va", 0, &AfXdpConfig { fill_target: 513, ..pod }).err().unwrap();
+        let error = af_xdp.open("va", 0, &AfXdpConfig { fill_target: 1025, ..pod }).err().unwrap();
         assert!(matches!(error, AfXdpError::Config { field: "fill_target", .. }), "{error}");
+        let error = af_xdp.open("va", 0, &AfXdpConfig { fill_min: 513, ..pod }).err().unwrap();
+        assert!(matches!(error, AfXdpError::Config { field: "fill_min", .. }), "{error}");
         assert_eq!(umem.pool().missing(), 0);
 
         let va = af_xdp.open("va", 0, &pod).unwrap();
@@ -320,7 +327,7 @@ fn a_packet_longer_than_a_frame_is_dropped_and_counted() {
     let umem = umem(1024);
     net.engine.run(|| {
         let mut steering = Steering::load().unwrap();
-        let mut va = open(&AfXdp::new(&umem), &mut steering, "va", &AfXdpConfig::pod()).remove(0);
+        let mut va = open(&AfXdp::new(&umem), &mut steering, "va", &pod()).remove(0);
         let (mut cache, mut burst) = (umem.cache(), Burst::new());
         let dropped = va.stats().kernel_rx_dropped;
         from.send(&[0xff; 2900]);

@@ -11,6 +11,8 @@ use fairway_pmd::steering::{self, LinkState, PortClass, Steering};
 use fairway_pmd::{Burst, Queue, Umem, UmemConfig};
 use netns::{Netns, eventually, privileged};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 const UMEM: UmemConfig = UmemConfig { frames: 2048, frame_size: 2048, huge_pages: false };
 
@@ -23,6 +25,13 @@ fn owned(fd: RawFd) -> OwnedFd {
 fn numbered(number: u8) -> Vec<u8> {
     let mut frame = vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5];
     frame.extend([number; 50]);
+    frame
+}
+
+/// One with a larger number.
+fn counted(number: u32) -> Vec<u8> {
+    let mut frame = numbered(0);
+    frame[14..18].copy_from_slice(&number.to_be_bytes());
     frame
 }
 
@@ -40,7 +49,8 @@ fn first_image(mut send: impl FnMut(u8)) -> Left {
     let mut cache = umem.cache();
     let mut steering = Steering::load().unwrap();
     steering.attach("va", PortClass::Pod).unwrap();
-    let mut queue = AfXdp::new(&umem).open("va", 7, &AfXdpConfig::pod()).unwrap().remove(0);
+    let config = AfXdpConfig { fill_min: 512, ..AfXdpConfig::pod() };
+    let mut queue = AfXdp::new(&umem).open("va", 7, &config).unwrap().remove(0);
     steering.register_queues([&queue]).unwrap();
     send(1);
     let mut burst = Burst::new();
@@ -135,4 +145,50 @@ fn a_descriptor_that_is_no_socket_is_refused() {
         assert!(error.contains("mapping the rings of an open socket"), "{error}");
         drop((owned(left.queue.fd), owned(left.link.fd)));
     });
+}
+
+#[test]
+fn no_packet_is_lost_while_the_next_image_takes_over() {
+    if !privileged("handing an AF_XDP socket over under load") {
+        return;
+    }
+    let (engine, pod) = (Netns::new("e"), Netns::new("p"));
+    engine.veth("va", &pod, "10.9.0.1/24", 1);
+    let wire = pod.packet_socket("eth0");
+    let umem = engine.run(|| {
+        let left = first_image(|number| wire.send(&numbered(number)));
+        let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
+        let (af_xdp, mut queue, mut steering) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) && sent.load(Ordering::Relaxed) < 500 {
+                    wire.send(&counted(sent.fetch_add(1, Ordering::Relaxed)));
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+            });
+            let adopted = adopt(left);
+            let so_far = sent.load(Ordering::Relaxed);
+            eventually("packets after the exchange", || {
+                sent.load(Ordering::Relaxed) >= (so_far + 10).min(500)
+            });
+            stop.store(true, Ordering::Relaxed);
+            adopted
+        });
+        let (umem, mut burst, mut numbers) = (af_xdp.umem().clone(), Burst::new(), Vec::new());
+        let mut cache = umem.cache();
+        let expected: Vec<u32> = (0..sent.load(Ordering::Relaxed)).collect();
+        eventually("all packets", || {
+            queue.rx_burst(&mut cache, &mut burst);
+            for frame in burst.drain(..) {
+                numbers.extend(frame.bytes()[14..].first_chunk().map(|bytes| u32::from_be_bytes(*bytes)));
+                cache.free(frame);
+            }
+            numbers.len() >= expected.len()
+        });
+        assert_eq!(numbers, expected, "each once, in order");
+        steering.detach(queue.ifindex()).unwrap();
+        queue.close(&mut cache);
+        drop((queue, cache));
+        umem
+    });
+    assert_eq!(umem.pool().missing(), 0);
 }

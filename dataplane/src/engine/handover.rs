@@ -23,7 +23,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Changes with the meaning of anything that is handed over.
-pub(super) const STATE_VERSION: u32 = 1;
+pub(super) const STATE_VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"FWhandov";
 /// Magic, version, length of the description, length of the rest, checksum of both.
 const HEAD_LEN: usize = 8 + 4 + 4 + 8 + 8;

@@ -245,14 +245,14 @@ impl Ports {
     fn open_port(&mut self, id: PortId, port: &Port, crew: &Crew) -> Result<u32, PortError> {
         let kind = port.kind().ok_or(PortError::Kind(id))?;
         let class = class_of(kind);
+        let attachment = self.steering.attach(port.ifname(), class)?;
         let mut config = match kind {
-            PortKind::Uplink => AfXdpConfig::uplink(),
+            PortKind::Uplink => AfXdpConfig::uplink(attachment.queues),
             PortKind::Pod | PortKind::Host => AfXdpConfig::pod(),
         };
         if self.poll == PollMode::Busy && kind == PortKind::Uplink {
             config.busy_poll = Some(BusyPoll::default());
         }
-        let attachment = self.steering.attach(port.ifname(), class)?;
         let opened =
             self.af_xdp.open(port.ifname(), id.0, &config).map_err(PortError::from).and_then(|queues| {
                 self.steering.register_queues(&queues)?;

@@ -6,12 +6,14 @@
 //! where each chunk is: that goes across as one owner per chunk, so that a chunk cannot come to be in two places
 //! whatever the account says, and none comes back that had been lost (invariant I1).
 
+use super::fill::Fill;
 use super::held::{BoundSocket, InKernel};
 use super::open::RingSizes;
 use super::queue::{AfXdpQueue, Rings};
 use super::sys::Socket;
 use super::{AfXdp, AfXdpError, Mode};
 use crate::lent::Lent;
+use crate::pool::FrameCache;
 use crate::queue::QueueStats;
 pub use crate::umem::{HOME, LOST, Owner};
 use crate::umem::{Umem, UmemConfig, UmemError};
@@ -31,7 +33,7 @@ pub struct QueueState {
     pub port: u16,
     zero_copy: bool,
     rings: RingSizes,
-    fill_target: u32,
+    fill: Fill,
     filling: u32,
     sending: u32,
     busy_poll: bool,
@@ -48,12 +50,18 @@ impl AfXdpQueue {
             port: self.port,
             zero_copy: self.mode == Mode::ZeroCopy,
             rings: self.rings.sizes(),
-            fill_target: self.fill_target,
+            fill: self.fill,
             filling: self.filling,
             sending: self.sending,
             busy_poll: self.busy_poll,
             stats: self.stats,
         }
+    }
+
+    /// Gives the kernel up to `frames` more to receive into, as far as its ring has room: for a time in which nobody
+    /// looks after the queue. They come home as packets come.
+    pub fn stock_up(&mut self, cache: &mut FrameCache, frames: u32) {
+        self.filling += self.rings.prefill(&mut self.kernel.lent, cache, frames);
     }
 
     fn adopt(af_xdp: &AfXdp, state: &QueueState, fd: OwnedFd, lent: Lent) -> Result<AfXdpQueue, AfXdpError> {
@@ -82,7 +90,7 @@ impl AfXdpQueue {
             },
             port,
             mode,
-            fill_target: state.fill_target,
+            fill: state.fill,
             filling: state.filling,
             sending: state.sending,
             busy_poll: state.busy_poll,

@@ -131,7 +131,7 @@ mod tests {
             // A mapping or a copy of the descriptor, in a child process say, keeps a socket open.
             let copy = va.socket.socket.as_ref().unwrap().duplicate();
             drop(va);
-            assert_eq!(umem.pool().missing(), AfXdpConfig::pod().fill_target as usize);
+            assert_eq!(umem.pool().missing(), AfXdpConfig::pod().fill_min as usize);
             drop(copy);
         });
     }

@@ -17,12 +17,14 @@
 //! - `sys.rs`: the system calls.
 //! - `netdev.rs`: what is asked about a netdev.
 //! - `open.rs`: opening a socket.
+//! - `fill.rs`: how many frames a socket keeps to receive into.
 //! - `queue.rs`: one socket as a [`Queue`](crate::Queue).
 //! - `held.rs`: bringing its frames home at the end.
 //! - `handover.rs`: leaving open sockets to the process's next image.
 //! - here: configuration, errors, and opening a netdev.
 
 mod area;
+mod fill;
 mod handover;
 mod held;
 pub(crate) mod netdev;
@@ -95,8 +97,10 @@ pub struct AfXdpConfig {
     pub fill_ring: u32,
     /// Size of the completion ring.
     pub completion_ring: u32,
-    /// Frames to keep with the kernel for receiving, per queue.
+    /// Frames to keep with the kernel for receiving, per queue, while the pool has plenty.
     pub fill_target: u32,
+    /// Frames to keep there however little the pool can spare.
+    pub fill_min: u32,
     /// Send buffer: in copy mode, bytes of packets on their way through the kernel.
     pub send_buffer_bytes: u32,
     /// Busy polling, if wanted. What cannot be set is logged as a warning.
@@ -104,29 +108,32 @@ pub struct AfXdpConfig {
 }
 
 impl AfXdpConfig {
-    /// For a NIC: 2048 frames per queue, zero-copy if possible.
-    pub fn uplink() -> AfXdpConfig {
+    /// For a NIC with so many queues: 2048 frames for each, 512 where there are many; zero-copy if possible.
+    pub fn uplink(queues: u32) -> AfXdpConfig {
+        let frames = (4096 / queues.max(1)).clamp(512, 2048);
         AfXdpConfig {
             mode: ModeChoice::Auto,
             rx_ring: 2048,
             tx_ring: 2048,
             fill_ring: 2048,
             completion_ring: 2048,
-            fill_target: 2048,
+            fill_target: frames,
+            fill_min: frames,
             send_buffer_bytes: 8 << 20,
             busy_poll: None,
         }
     }
 
-    /// For a pod's veth: 512 frames (so that 250 pods hold 256 MiB), copy mode.
+    /// For a pod's veth: 32 to 512 frames, copy mode.
     pub fn pod() -> AfXdpConfig {
         AfXdpConfig {
             mode: ModeChoice::Copy,
             rx_ring: 1024,
             tx_ring: 1024,
-            fill_ring: 512,
+            fill_ring: 1024,
             completion_ring: 1024,
             fill_target: 512,
+            fill_min: 32,
             send_buffer_bytes: 4 << 20,
             busy_poll: None,
         }
@@ -150,13 +157,18 @@ impl AfXdpConfig {
             let rule = "must be at least 1 and fit in the fill ring and in the rx ring";
             return Err(AfXdpError::Config { field: "fill_target", value, rule });
         }
+        let value = self.fill_min;
+        if value == 0 || value > self.fill_target {
+            let rule = "must be at least 1 and at most fill_target";
+            return Err(AfXdpError::Config { field: "fill_min", value, rule });
+        }
         Ok(())
     }
 }
 
 impl Default for AfXdpConfig {
     fn default() -> AfXdpConfig {
-        AfXdpConfig::uplink()
+        AfXdpConfig::uplink(1)
     }
 }
 
@@ -225,7 +237,7 @@ pub enum AfXdpError {
     },
     /// The pool cannot fill the queues.
     #[error(
-        "interface {ifname}, queue {queue}: the frame pool has too few frames left to receive into ({had} of {wanted}); raise the number of UMEM frames or lower fill_target"
+        "interface {ifname}, queue {queue}: the frame pool has too few frames left to receive into ({had} of {wanted}); raise the number of UMEM frames"
     )]
     OutOfFrames {
         /// Netdev to be opened.
@@ -234,7 +246,7 @@ pub enum AfXdpError {
         queue: u32,
         /// Frames that were left.
         had: u32,
-        /// Frames per queue asked for.
+        /// Fewest frames per queue.
         wanted: u32,
     },
     /// A value in the configuration is out of range.

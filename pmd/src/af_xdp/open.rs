@@ -1,5 +1,6 @@
 //! Opening a socket: registering or sharing the UMEM, making the rings, binding.
 
+use super::fill::Fill;
 use super::held::{BoundSocket, InKernel};
 use super::queue::{AfXdpQueue, Rings};
 use super::ring::{ADDRESS_WORDS, Consumer, DESCRIPTOR_WORDS, Producer};
@@ -94,9 +95,11 @@ impl AfXdpQueue {
         let probe = Socket::new().ok();
         let lent = Lent::new(umem.clone());
         let mut kernel = InKernel { lent, umem: umem.clone(), ifindex, queue, probe, confirm: false };
-        let had = rings.prefill(&mut kernel.lent, &mut umem.cache(), config.fill_target);
-        let result = if had < config.fill_target {
-            Err(AfXdpError::OutOfFrames { ifname: ifname.to_owned(), queue, had, wanted: config.fill_target })
+        let mut cache = umem.cache();
+        let fill = Fill::new(config, &cache);
+        let had = rings.prefill(&mut kernel.lent, &mut cache, fill.target());
+        let result = if had < config.fill_min {
+            Err(AfXdpError::OutOfFrames { ifname: ifname.to_owned(), queue, had, wanted: config.fill_min })
         } else {
             bind(&socket, binding, mode, root, &af_xdp.registry)
         };
@@ -117,7 +120,7 @@ impl AfXdpQueue {
             kernel,
             port,
             mode,
-            fill_target: config.fill_target,
+            fill,
             filling: had,
             sending: 0,
             busy_poll,

@@ -1,6 +1,7 @@
 //! One AF_XDP socket as a queue.
 
 use super::Mode;
+use super::fill::Fill;
 use super::held::{BoundSocket, InKernel};
 use super::ring::{ADDRESS_WORDS, Consumer, DESCRIPTOR_WORDS, Producer, pack, unpack};
 use super::sys::{Socket, Wake};
@@ -12,8 +13,6 @@ use std::time::{Duration, Instant};
 
 /// Copy mode sends at most this many descriptors per `sendto` (`TX_BATCH_SIZE`), unless set otherwise.
 const KERNEL_TX_BATCH: u32 = 32;
-/// Fill the ring up once this many frames are missing from it, so that its cursor is stored once for many.
-const REFILL: u32 = 32;
 /// How long closing waits for packets that the kernel is sending.
 const TX_WAIT: Duration = Duration::from_millis(50);
 /// While the device is down, kicks between two tries to send.
@@ -33,7 +32,7 @@ pub struct AfXdpQueue {
     pub(super) kernel: InKernel,
     pub(super) port: u16,
     pub(super) mode: Mode,
-    pub(super) fill_target: u32,
+    pub(super) fill: Fill,
     /// Frames given to the fill ring and not yet received.
     pub(super) filling: u32,
     /// Frames given to the tx ring and not yet completed.
@@ -170,8 +169,11 @@ impl Queue for AfXdpQueue {
             return 0;
         }
         let received = self.receive(burst);
-        let missing = self.fill_target.saturating_sub(self.filling);
-        if missing >= REFILL.min(self.fill_target) {
+        if received > 0 {
+            self.fill.adjust(cache);
+        }
+        let missing = self.fill.missing(self.filling);
+        if missing > 0 {
             self.filling += self.rings.prefill(&mut self.kernel.lent, cache, missing);
         }
         if received == 0 && (self.busy_poll || self.rings.fill.needs_wakeup()) {

@@ -105,6 +105,7 @@ impl Ground {
             fill_ring: 2048,
             completion_ring: 2048,
             fill_target: 2048,
+            fill_min: 2048,
             send_buffer_bytes: 16 << 20,
             ..AfXdpConfig::pod()
         };
