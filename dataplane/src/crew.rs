@@ -12,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 use fairway_pmd::{Frame, Queue, Umem, spsc};
 use fairway_tables::stats::StatsWriter;
 use fairway_tables::{OpenError, PortId, PortKind, Reader};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
@@ -168,16 +168,28 @@ impl Crew {
     /// Gives a port's queues to workers: a pod's to one, several queues of a NIC to all in turn. Workers that
     /// have none of the port's queues hand its packets to the owner of the first. Returns that owner.
     pub fn open_port(&self, id: PortId, kind: PortKind, queues: Vec<Box<dyn Queue>>) -> usize {
-        let first = if kind == PortKind::Pod { id.index() % self.len() } else { 0 };
-        // No queue receives before every worker can send to where its packets may go.
-        self.tell_all(|| Command::Know(id, kind));
-        self.settle();
-        for (index, queue) in queues.into_iter().enumerate() {
-            self.tell((first + index) % self.len(), Command::Open { port: id, kind, queue });
+        self.open_ports([(id, kind, queues)]);
+        self.first_owner(id, kind)
+    }
+
+    /// Gives several ports' queues to workers at once: none receives a packet before all can be sent to.
+    pub fn open_ports(&self, ports: impl IntoIterator<Item = (PortId, PortKind, Vec<Box<dyn Queue>>)>) {
+        let all_told = Arc::new(AtomicBool::new(false));
+        self.tell_all(|| Command::Await(all_told.clone()));
+        for (id, kind, queues) in ports {
+            let first = self.first_owner(id, kind);
+            self.tell_all(|| Command::Know(id, kind));
+            for (index, queue) in queues.into_iter().enumerate() {
+                self.tell((first + index) % self.len(), Command::Open { port: id, kind, queue });
+            }
+            self.owners.set(id, Some(first as u16));
         }
+        all_told.store(true, Ordering::Release);
         self.settle();
-        self.owners.set(id, Some(first as u16));
-        first
+    }
+
+    fn first_owner(&self, id: PortId, kind: PortKind) -> usize {
+        if kind == PortKind::Pod { id.index() % self.len() } else { 0 }
     }
 
     /// Takes a port away. Its queues come back through [`Crew::reap`].

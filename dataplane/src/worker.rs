@@ -16,7 +16,7 @@ use fairway_pmd::spsc::{Receiver, Sender};
 use fairway_pmd::{Burst, Frame, FrameCache, Queue};
 use fairway_tables::stats::{Counter, Stage, WorkerStats};
 use fairway_tables::{DropReason, PortId, PortKind, Reader};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
 /// When a worker may sleep.
@@ -42,6 +42,8 @@ pub enum Command {
         /// The driver's queue.
         queue: Box<dyn Queue>,
     },
+    /// Do nothing before this is set: commands that belong together are on their way.
+    Await(Arc<AtomicBool>),
     /// Another worker owns this port: make room for batches to it.
     Know(PortId, PortKind),
     /// Stop serving a port; its queue comes back over the outbox.
@@ -375,6 +377,11 @@ impl Worker {
         while let Some(command) = self.mailbox.commands.pop() {
             match command {
                 Command::Open { port, kind, queue } => self.open(run, port, kind, queue),
+                Command::Await(all_told) => {
+                    while !all_told.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                }
                 Command::Know(port, kind) => {
                     run.tx.open(port);
                     if kind == PortKind::Host {

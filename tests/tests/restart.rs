@@ -56,12 +56,10 @@ fn restart(cluster: &mut Cluster) -> Output {
     cluster.testbed.node_mut(NODE).restart_dataplane().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Has the engine close descriptors that it was born with, from whoever ran the test: its second image marks
-/// them, and the third does not get them.
+/// Has the engine close descriptors that it was born with, from whoever ran the test: the next image does not get
+/// them.
 fn forget_what_was_inherited(cluster: &mut Cluster) {
-    for _ in 0..2 {
-        restart(cluster).success().unwrap_or_else(|error| panic!("{error}"));
-    }
+    restart(cluster).success().unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// A client that asks the service over new connections.

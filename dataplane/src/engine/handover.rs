@@ -229,9 +229,10 @@ impl Handover {
     /// # Errors
     /// If it cannot be used; see [`begin_anew`].
     pub fn receive() -> Result<Option<Handover>, HandoverError> {
-        let Some(number) = std::env::var_os(ENV_STATE) else { return Ok(None) };
+        // What whoever started the process left open as well: no image of it needs that.
         // SAFETY: no pointers; descriptors stay as they are but for the flag.
         unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+        let Some(number) = std::env::var_os(ENV_STATE) else { return Ok(None) };
         let number = number.to_str().and_then(|number| number.parse().ok()).unwrap_or(-1);
         let mut file = File::from(own(number)?);
         let unreadable = |error: io::Error| HandoverError::Unreadable(error.to_string());

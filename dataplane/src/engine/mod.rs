@@ -318,7 +318,8 @@ impl<'a> Engine<'a> {
         let (tally, queues) = crew.pause()?;
         packets_unaccounted += tally.packets_unaccounted;
         report.stopped(run_dir, stopped_ns);
-        let queues: Vec<AfXdpQueue> = queues.into_iter().filter_map(own_queue).collect();
+        let mut queues: Vec<AfXdpQueue> = queues.into_iter().filter_map(own_queue).collect();
+        stock_up(&mut queues, &umem);
         let parting = Parting {
             umem: &umem,
             queues: &queues.iter().collect::<Vec<_>>(),
@@ -353,6 +354,13 @@ impl<'a> Engine<'a> {
 fn own_queue(queue: Box<dyn Queue>) -> Option<AfXdpQueue> {
     let queue: Box<dyn Any> = queue;
     queue.downcast().ok().map(|queue| *queue)
+}
+
+/// Shares what frames are left out among the queues: nobody takes packets out of them for a while.
+fn stock_up(queues: &mut [AfXdpQueue], umem: &Umem) {
+    let share = umem.pool().home() / queues.len().max(1);
+    let mut cache = umem.cache();
+    queues.iter_mut().for_each(|queue| queue.stock_up(&mut cache, share as u32));
 }
 
 fn hire(

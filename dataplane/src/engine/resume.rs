@@ -30,9 +30,12 @@ fn by_port(queues: Vec<AfXdpQueue>) -> BTreeMap<u16, Vec<AfXdpQueue>> {
     ports
 }
 
-fn give(crew: &Crew, id: PortId, kind: PortKind, queues: Vec<AfXdpQueue>) {
+/// A port and its queues, as workers take them.
+type Given = (PortId, PortKind, Vec<Box<dyn Queue>>);
+
+fn given(id: PortId, kind: PortKind, queues: Vec<AfXdpQueue>) -> Given {
     let boxed = |queue| Box::new(queue) as Box<dyn Queue>;
-    crew.open_port(id, kind, queues.into_iter().map(boxed).collect());
+    (id, kind, queues.into_iter().map(boxed).collect())
 }
 
 /// Has workers serve the queues that a former image left, if the tables list their ports as they were and their
@@ -45,7 +48,7 @@ pub(super) fn resume(
 ) -> Vec<Resumed> {
     let mut links: BTreeMap<u32, (LinkState, OwnedFd)> =
         links.into_iter().map(|link| (link.0.attachment.ifindex, link)).collect();
-    let (mut resumed, mut unfit) = (Vec::new(), Vec::new());
+    let (mut resumed, mut given_back, mut unfit) = (Vec::new(), Vec::new(), Vec::new());
     for (id, queues) in by_port(queues) {
         let id = PortId(id);
         let link = queues.first().and_then(|queue| links.remove(&queue.ifindex()));
@@ -53,7 +56,7 @@ pub(super) fn resume(
             (Some(port), Some((state, link))) if fits(&port, &state, &queues) => {
                 let sockets = steering::sockets(&queues);
                 if let Some(kind) = port.kind() {
-                    give(crew, id, kind, queues);
+                    given_back.push(given(id, kind, queues));
                 }
                 resumed.push(Resumed { id, port, state, link, sockets });
             }
@@ -63,6 +66,8 @@ pub(super) fn resume(
             }
         }
     }
+    // Packets have been waiting on all of them, and may be for any: all at once.
+    crew.open_ports(given_back);
     // Closing takes its time: after all others forward again. Attachments first, so that packets go to the
     // kernel before their sockets are gone.
     drop(links);
@@ -78,9 +83,6 @@ fn fits(port: &Port, state: &LinkState, queues: &[AfXdpQueue]) -> bool {
 
 /// Has workers serve this process's own queues again. Those of ports that are no more are closed.
 pub(super) fn go_on(queues: Vec<AfXdpQueue>, kind: impl Fn(PortId) -> Option<PortKind>, crew: &Crew) {
-    for (id, queues) in by_port(queues) {
-        if let Some(kind) = kind(PortId(id)) {
-            give(crew, PortId(id), kind, queues);
-        }
-    }
+    let ports = by_port(queues).into_iter().map(|(id, queues)| (PortId(id), queues));
+    crew.open_ports(ports.filter_map(|(id, queues)| Some(given(id, kind(id)?, queues))));
 }
