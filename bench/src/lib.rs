@@ -2,6 +2,7 @@
 
 pub mod alloc;
 pub mod churn;
+pub mod connections;
 pub mod engine;
 pub mod lpm;
 pub mod pktgen;

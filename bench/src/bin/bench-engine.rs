@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use fairway_bench::alloc::Counting;
+use fairway_bench::connections;
 use fairway_bench::engine::{Case, Round, Scenario};
 use fairway_dataplane::clock;
 use fairway_tests::report::{Figure, Report};
@@ -17,6 +18,9 @@ struct Args {
     /// Numbers of flows
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000, 1_000_000])]
     flows: Vec<usize>,
+    /// Connections that a start finds
+    #[arg(long, default_value_t = 1_000_000)]
+    connections: u32,
     /// Rounds over all cases; medians are reported
     #[arg(long, default_value_t = 15)]
     rounds: usize,
@@ -115,6 +119,18 @@ fn main() -> ExitCode {
             result.print(*flows, &format!("{} × {services}", result.case.name()));
             let params = serde_json::json!({ "flows": flows, "services": services });
             result.add_to(&mut figures, *flows, params);
+        }
+    }
+    match connections::openings_ms(args.connections, args.rounds) {
+        Ok(openings_ms) => {
+            let (connections, ms) = (args.connections, median(openings_ms));
+            println!("\na start finds {connections} connections in {ms:.1} ms");
+            let params = serde_json::json!({ "connections": connections });
+            figures.push(Figure::new("conntrack_open", params, "time_ms", ms, "ms"));
+        }
+        Err(error) => {
+            eprintln!("bench-engine: {error}");
+            return ExitCode::FAILURE;
         }
     }
     let report = Report::of_target("bench-engine");

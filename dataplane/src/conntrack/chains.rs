@@ -40,6 +40,12 @@ impl Chains {
         tuple.hash(self.seed) as usize & (self.heads.len() - 1)
     }
 
+    /// The place that a chain begins with.
+    pub(super) fn first(&self, chain: usize) -> Option<u32> {
+        let link = self.heads[chain].load(Ordering::Acquire);
+        (link != END).then(|| (link - 1) >> 1)
+    }
+
     /// Walks a chain: the first place, and which of its tuples is meant, for which `wanted` gives something.
     pub(super) fn find<T>(&self, chain: usize, mut wanted: impl FnMut(u32, usize) -> Option<T>) -> Option<T> {
         let mut link = self.heads[chain].load(Ordering::Acquire);

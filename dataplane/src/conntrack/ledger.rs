@@ -98,7 +98,17 @@ impl Ledger {
 
     /// A claimed place holds a connection now.
     pub(super) fn began(&self, place: u32, value: Value, source: Source) {
-        self.used.fetch_add(1, Ordering::Relaxed);
+        self.found(1);
+        self.list(place, value, source);
+    }
+
+    /// So many connections more are held.
+    pub(super) fn found(&self, connections: usize) {
+        self.used.fetch_add(connections as u32, Ordering::Relaxed);
+    }
+
+    /// A place holds a connection of this worth.
+    pub(super) fn list(&self, place: u32, value: Value, source: Source) {
         self.sets[value as usize].insert(place);
         self.count(value, 1, source);
     }

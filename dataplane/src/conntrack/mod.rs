@@ -26,6 +26,7 @@ mod loom_tests;
 mod map;
 mod places;
 mod reader;
+mod rebuild;
 mod room;
 mod sync;
 mod table;

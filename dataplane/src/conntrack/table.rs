@@ -9,7 +9,6 @@ use super::room::NoRoom;
 use super::tcp::{self, State, Timeouts};
 use super::tuple::{Direction, Tuple};
 use super::value::{Value, tagged, untagged};
-use crate::clock::Now;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -125,7 +124,7 @@ pub struct Conntrack {
 /// What all holders of a [`Conntrack`] share.
 pub(super) struct Inner {
     pub(super) map: Map,
-    chains: Chains,
+    pub(super) chains: Chains,
     pub(super) ledger: Ledger,
     timeouts: Timeouts,
 }
@@ -255,41 +254,11 @@ impl Inner {
     }
 
     /// The places that were ever used.
-    fn used_entries(&self) -> &[Entry] {
+    pub(super) fn used_entries(&self) -> &[Entry] {
         &self.map.entries()[..self.map.ever_used()]
     }
 
-    /// Chains what the file holds, and lists the rest as free.
-    fn rebuild(&self) {
-        let now_s = Now::read().seconds;
-        for (index, entry) in self.used_entries().iter().enumerate() {
-            let index = index as u32;
-            let word = entry.word();
-            let alive = State::from_bits(word) != State::Free;
-            let known = |tuple: &Tuple| self.lookup(tuple).is_some();
-            match if alive { entry.read_tuples() } else { None } {
-                // A hostile file may hold one tuple twice; the first is kept.
-                Some((tuples, generation))
-                    if tuples[0] != tuples[1] && !known(&tuples[0]) && !known(&tuples[1]) =>
-                {
-                    let _ = entry.change_word(word, tagged(word, generation));
-                    // Seen in the future: before the machine was started anew. It would outlive its time.
-                    if self.idle_s(index, now_s) < 0 {
-                        entry.see(now_s);
-                    }
-                    self.chains.link(index, &tuples);
-                    self.ledger.began(index, Value::of(word, tuples[0].proto), self.source(&tuples));
-                }
-                _ => {
-                    entry.vacate();
-                    self.ledger.free_range(index as usize, index as usize + 1);
-                }
-            }
-        }
-        self.ledger.free_range(self.used_entries().len(), self.map.entries().len());
-    }
-
-    fn lookup(&self, tuple: &Tuple) -> Option<Found> {
+    pub(super) fn lookup(&self, tuple: &Tuple) -> Option<Found> {
         self.chains.find(self.chains.of(tuple), |index, which| {
             let entry = self.entry(index)?;
             let (tuples, generation) = holds(entry, which, tuple)?;

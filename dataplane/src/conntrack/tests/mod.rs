@@ -2,7 +2,9 @@
 
 mod crash;
 mod eviction;
+mod hostile;
 mod model;
+mod rebuild;
 
 use super::table::{Connection, Conntrack, Inner};
 use super::tuple::Tuple;

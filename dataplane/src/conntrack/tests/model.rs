@@ -6,10 +6,10 @@ use crate::wire::tcp_flags::{ACK, FIN, RST, SYN};
 use proptest::prelude::*;
 use std::path::Path;
 
-const CAPACITY: u32 = 64;
+pub(super) const CAPACITY: u32 = 64;
 
 #[derive(Debug, Clone)]
-enum Op {
+pub(super) enum Op {
     Insert {
         client: u16,
         server: u16,
@@ -36,7 +36,7 @@ enum Op {
     },
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     let flags = || prop::sample::select(vec![SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST]);
     prop_oneof![
         6 => (0u16..12, 0u16..30, any::<bool>(), flags())
@@ -171,7 +171,7 @@ impl Run {
 }
 
 /// A file as an engine leaves it, with some bytes changed.
-fn dirty_file(path: &Path, ops: &[Op], noise: &[(usize, u8)]) {
+pub(super) fn dirty_file(path: &Path, ops: &[Op], noise: &[(usize, u8)]) {
     let mut run = Run {
         table: Conntrack::open(path, CAPACITY, Timeouts::default()).unwrap(),
         now_s: 1000,
