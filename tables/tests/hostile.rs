@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod model;
 
+use fairway_tables::stats::*;
 use fairway_tables::*;
 use model::{Model, any_op, capacities, deletes_of, probes};
 use proptest::prelude::*;
@@ -29,6 +30,15 @@ fn look_at_everything(view: View<'_>, model: &Model) {
     std::hint::black_box(seen);
 }
 
+/// Works out every sum that is shown.
+fn look_at_counters(snapshot: &StatsSnapshot) {
+    let sums = Counter::ALL.iter().map(|counter| snapshot.counter(*counter));
+    let drops = DropReason::ALL.iter().map(|reason| snapshot.drops(*reason)).chain([snapshot.all_drops()]);
+    let ports = (0..12).map(|port| snapshot.port(PortId(port)).tx_bytes);
+    let stages = Stage::ALL.iter().map(|stage| snapshot.stage(*stage).sum_ns);
+    std::hint::black_box(sums.chain(drops).chain(ports).chain(stages).fold(0, u64::wrapping_add));
+}
+
 /// Where a change hits: the start of the file, where header and hash tables lie, or anywhere.
 fn any_damage() -> impl Strategy<Value = (u64, u64)> {
     let place =
@@ -44,6 +54,7 @@ proptest! {
     fn damaged_tables_never_panic_hang_or_read_out_of_bounds(
         ops in prop::collection::vec(any_op(), 150),
         more in prop::collection::vec(any_op(), 40),
+        grown in prop::sample::subsequence(vec!["services", "backends", "endpoints", "neighbours"], 0..3),
         damage in prop::collection::vec(any_damage(), 1..40),
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -51,6 +62,9 @@ proptest! {
         let mut model = Model::default();
         model.apply(&ops);
         writer.apply(&ops).unwrap();
+        for table in grown {
+            writer.grow(table, 1, u64::MAX).unwrap();
+        }
         drop(writer);
         let early = Reader::open(dir.path(), "early").unwrap();
         let path = dir.path().join("tables");
@@ -89,5 +103,56 @@ proptest! {
         drop((writer, reader));
         let _ = Writer::open(dir.path(), capacities());
         let _ = Reader::open(dir.path(), "next");
+    }
+    #[test]
+    fn tables_of_another_length_are_refused_or_read_within_it(
+        ops in prop::collection::vec(any_op(), 60),
+        len in prop_oneof![0u64..8192, 0u64..2_000_000],
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(dir.path(), capacities()).unwrap();
+        let mut model = Model::default();
+        model.apply(&ops);
+        writer.apply(&ops).unwrap();
+        drop(writer);
+        let file = OpenOptions::new().write(true).open(dir.path().join("tables")).unwrap();
+        let whole = file.metadata().unwrap().len();
+        file.set_len(len).unwrap();
+        match Reader::open(dir.path(), "test") {
+            Ok(reader) => {
+                prop_assert!(len >= whole, "{len} bytes of {whole} are taken for whole tables");
+                look_at_everything(reader.view(), &model);
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+        // The next writer makes of it what it can.
+        if let Ok(writer) = Writer::open(dir.path(), capacities()) {
+            look_at_everything(writer.view(), &model);
+        }
+    }
+
+    #[test]
+    fn damaged_counters_never_panic_or_read_out_of_bounds(
+        damage in prop::collection::vec((prop_oneof![0u64..128, any::<u64>()], any::<u64>()), 1..60),
+        len in prop::option::of(0u64..20_000),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        drop(StatsWriter::create(dir.path(), 2, 8).unwrap());
+        let early = StatsReader::open(dir.path()).unwrap();
+        let file = OpenOptions::new().write(true).open(dir.path().join("stats")).unwrap();
+        let whole = file.metadata().unwrap().len();
+        for (place, word) in damage {
+            file.write_all_at(&word.to_ne_bytes(), (place % (whole - 8)) & !7).unwrap();
+        }
+        look_at_counters(&early.snapshot());
+        drop(early);
+        // A file that is cut while it is mapped is another matter: see docs/tables.md.
+        file.set_len(len.unwrap_or(whole)).unwrap();
+        if let Ok(late) = StatsReader::open(dir.path()) {
+            look_at_counters(&late.snapshot());
+        }
+        if let Ok(next) = StatsWriter::create(dir.path(), 3, 4) {
+            look_at_counters(&next.reader().snapshot());
+        }
     }
 }
