@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use fairway_dataplane::clock;
+use fairway_dataplane::conntrack::Timeouts;
 use fairway_dataplane::engine::{self, Config, Handover, Process, Program, parse_cores};
 use fairway_dataplane::worker::PollMode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -41,6 +42,9 @@ struct Args {
     /// Connections that can be tracked (160 bytes each)
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(64..=67_108_864))]
     connections: u32,
+    /// How long connections last without a packet, as NAME=SECONDS; may be repeated (docs/conntrack.md has the names)
+    #[arg(long)]
+    conntrack_timeout: Vec<String>,
     /// Say whether this program could take over from a running one with these options, and end
     #[arg(long, hide = true)]
     check_restart: bool,
@@ -91,6 +95,8 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
+    let mut timeouts = Timeouts::default();
+    args.conntrack_timeout.iter().try_for_each(|text| timeouts.set(text))?;
     Ok(Config {
         run_dir: args.run_dir,
         cores: args.cores.as_deref().map(parse_cores).transpose()?.unwrap_or_default(),
@@ -103,5 +109,6 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
         huge_pages: !args.no_huge_pages,
         flows: args.flows as usize,
         connections: args.connections,
+        timeouts,
     })
 }

@@ -33,11 +33,13 @@ mod table;
 mod tcp;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod timeouts;
 mod tuple;
 mod value;
 
 pub use error::ConntrackError;
 pub use reader::ConntrackReader;
 pub use table::{ConnRef, Connection, Conntrack, Found, InsertError, Inserted, Summary};
-pub use tcp::{State, Timeouts};
+pub use tcp::State;
+pub use timeouts::{TimeoutError, Timeouts};
 pub use tuple::{Direction, Tuple};

@@ -1,4 +1,4 @@
-//! States of a connection and how long each lasts without a packet.
+//! States of a connection.
 //!
 //! TCP states follow RFC 9293 section 3.3.2 as seen from the middle, simplified to what decides a timeout.
 //! UDP and ICMP conversations are unreplied or replied (RFC 4787 section 4.3, RFC 5508 section 3.2).
@@ -97,74 +97,6 @@ pub(super) fn next(word: u32, protocol: u8, direction: Direction, flags: u8) -> 
     }
 }
 
-/// Seconds without a packet after which a connection is forgotten. Defaults are the kernel's
-/// (`nf_conntrack_*_timeout*`), except those that kube-proxy sets: established TCP one day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP before the handshake is answered.
-    pub tcp_syn_s: u32,
-    /// TCP between SYN-ACK and ACK.
-    pub tcp_syn_received_s: u32,
-    /// Established TCP.
-    pub tcp_established_s: u32,
-    /// TCP found under way, of which one side has been silent.
-    pub tcp_unacknowledged_s: u32,
-    /// TCP after the first FIN.
-    pub tcp_fin_s: u32,
-    /// TCP after both FINs.
-    pub tcp_time_wait_s: u32,
-    /// TCP after RST.
-    pub tcp_closed_s: u32,
-    /// UDP without a reply.
-    pub udp_s: u32,
-    /// UDP with replies.
-    pub udp_stream_s: u32,
-    /// ICMP and everything else.
-    pub other_s: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            tcp_syn_s: 120,
-            tcp_syn_received_s: 60,
-            tcp_established_s: 86_400,
-            tcp_unacknowledged_s: 300,
-            tcp_fin_s: 120,
-            tcp_time_wait_s: 120,
-            tcp_closed_s: 10,
-            udp_s: 30,
-            udp_stream_s: 120,
-            other_s: 30,
-        }
-    }
-}
-
-impl Timeouts {
-    /// How long a connection with this word lasts.
-    pub(super) fn of_word(&self, protocol: u8, word: u32) -> u32 {
-        let lasts_s = self.of(protocol, State::from_bits(word));
-        let silent = protocol == proto::TCP && word & ONE_WAY != 0;
-        if silent { lasts_s.min(self.tcp_unacknowledged_s) } else { lasts_s }
-    }
-
-    /// How long a connection in this state lasts.
-    pub fn of(&self, protocol: u8, state: State) -> u32 {
-        match (protocol, state) {
-            (_, State::Free) => 0,
-            (proto::TCP, State::New) => self.tcp_syn_s,
-            (proto::TCP, State::SynReceived) => self.tcp_syn_received_s,
-            (proto::TCP, State::Established) => self.tcp_established_s,
-            (proto::TCP, State::FinWait) => self.tcp_fin_s,
-            (proto::TCP, State::TimeWait) => self.tcp_time_wait_s,
-            (proto::TCP, State::Closed) => self.tcp_closed_s,
-            (proto::UDP, State::New) => self.udp_s,
-            (proto::UDP, _) => self.udp_stream_s,
-            _ => self.other_s,
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -208,15 +140,6 @@ mod tests {
     #[test]
     fn a_connection_begun_before_we_looked_is_established() {
         assert_eq!(run(&[(Original, ACK)]), State::Established);
-    }
-
-    #[test]
-    fn a_connection_begun_before_we_looked_lasts_once_both_sides_spoke() {
-        let timeouts = Timeouts::default();
-        let word = initial(proto::TCP, ACK);
-        assert_eq!(timeouts.of_word(proto::TCP, word), timeouts.tcp_unacknowledged_s);
-        let word = next(word, proto::TCP, Reply, ACK);
-        assert_eq!(timeouts.of_word(proto::TCP, word), timeouts.tcp_established_s);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::handover::STATE_VERSION;
 use super::{Answer, Config, EngineError};
-use crate::conntrack::{Conntrack, ConntrackError, Timeouts};
+use crate::conntrack::{Conntrack, ConntrackError};
 use fairway_pmd::steering::Steering;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -32,7 +32,7 @@ fn knows_table(config: &Config) -> Result<(), ConntrackError> {
     let result = match empty_like(&path, &copy) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(ConntrackError::Io { path: copy.clone(), source }),
-        Ok(()) => Conntrack::open(&copy, config.connections, Timeouts::default()).map(drop),
+        Ok(()) => Conntrack::open(&copy, config.connections, config.timeouts).map(drop),
     };
     // It holds nothing, and the next check writes it anew.
     let _ = std::fs::remove_file(&copy);

@@ -1,5 +1,6 @@
 //! The engine's options, checked against the machine.
 
+use crate::conntrack::Timeouts;
 use crate::worker::PollMode;
 use core_affinity::CoreId;
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ pub struct Config {
     pub flows: usize,
     /// Connections that the connection table holds.
     pub connections: u32,
+    /// How long they last without a packet.
+    pub timeouts: Timeouts,
 }
 
 /// Why the options are refused.

@@ -19,7 +19,7 @@ pub use report::{Outcome, RestartReport};
 
 use crate::affinity::{Affinity, AffinityError};
 use crate::clock;
-use crate::conntrack::{ConnRef, Conntrack, ConntrackError, Timeouts};
+use crate::conntrack::{ConnRef, Conntrack, ConntrackError};
 use crate::crew::{Crew, CrewError, Plan};
 use core_affinity::CoreId;
 use fairway_pmd::af_xdp::{AfXdp, AfXdpError, AfXdpQueue};
@@ -166,7 +166,7 @@ pub fn run(config: &Config, process: &Process, left: Option<Handover>) -> Result
     // Beside the rest: it may hold a million connections.
     let (conntrack, start) = std::thread::scope(|scope| {
         let path = run_dir.join("conntrack");
-        let conntrack = scope.spawn(move || Conntrack::open(&path, config.connections, Timeouts::default()));
+        let conntrack = scope.spawn(move || Conntrack::open(&path, config.connections, config.timeouts));
         let start = match taken_over {
             None => Start::fresh(config, workers),
             Some(left) => Start::taken_over(config, workers, left),
