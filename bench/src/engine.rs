@@ -7,7 +7,7 @@
 
 use crate::alloc;
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
-use fairway_dataplane::wire::{ETH_LEN, proto, vxlan};
+use fairway_dataplane::wire::{ETH_LEN, be16, proto, vxlan};
 use fairway_dataplane::{clock, process};
 use fairway_pmd::{Burst, MAX_BURST};
 use fairway_tables::stats::Counter;
@@ -41,12 +41,24 @@ pub enum Case {
     ServiceVxlan,
     /// The answer to that: decapsulated and translated back.
     ServiceVxlanReply,
+    /// Pod to the outside: with the node's address and another port.
+    Masquerade,
+    /// The answer to that: translated back.
+    MasqueradeReply,
 }
 
 impl Case {
     /// All, in the order of reports.
-    pub const ALL: [Case; 6] =
-        [Case::PodToPod, Case::Vxlan, Case::Ipip, Case::Direct, Case::ServiceVxlan, Case::ServiceVxlanReply];
+    pub const ALL: [Case; 8] = [
+        Case::PodToPod,
+        Case::Vxlan,
+        Case::Ipip,
+        Case::Direct,
+        Case::ServiceVxlan,
+        Case::ServiceVxlanReply,
+        Case::Masquerade,
+        Case::MasqueradeReply,
+    ];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
@@ -57,7 +69,14 @@ impl Case {
             Case::Direct => "direct",
             Case::ServiceVxlan => "service_vxlan",
             Case::ServiceVxlanReply => "service_vxlan_reply",
+            Case::Masquerade => "masquerade",
+            Case::MasqueradeReply => "masquerade_reply",
         }
+    }
+
+    /// Whether the packets are answers, which come in by the uplink.
+    fn is_reply(self) -> bool {
+        matches!(self, Case::ServiceVxlanReply | Case::MasqueradeReply)
     }
 }
 
@@ -93,6 +112,11 @@ fn client_headers(flow: usize, dst: [u8; 4]) -> (PortId, packet::Headers, u16) {
     (addr::pod_port(client), addr::from_pod(client, dst), sport)
 }
 
+/// Address and port outside the cluster to which a flow goes: far fewer flows to each than there are ports for.
+fn outside(flow: usize) -> ([u8; 4], u16) {
+    (addr::outside((flow / 7 % 250) as u8), 9000 + (flow / 50_000) as u16)
+}
+
 fn service_ip(n: u32) -> [u8; 4] {
     (u32::from_be_bytes([10, 96, 0, 10]) + n).to_be_bytes()
 }
@@ -114,7 +138,7 @@ impl Scenario {
             pods: CLIENTS + SERVERS,
             nodes: NODES,
             // A reply is answered where its request passed: the table holds both directions.
-            flows: if case == Case::ServiceVxlanReply { 2 * flows } else { flows },
+            flows: if case.is_reply() { 2 * flows } else { flows },
             connections: (flows + flows / 8 + 1024) as u32,
             frames: 1024,
         });
@@ -124,6 +148,7 @@ impl Scenario {
             _ => NextHopKind::Tunnel,
         };
         (0..NODES).for_each(|n| world.set_way(n, way));
+        world.open_outside();
         for n in 0..services {
             let (low, pod) = (n as u8, 10 + (n % 200) as u8);
             let node = |b: u8| low.wrapping_mul(7).wrapping_add(b * 5) % NODES;
@@ -165,6 +190,11 @@ impl Scenario {
                     (port, udp(&headers, sport, 80))
                 }
                 Case::ServiceVxlanReply => self.reply(flow),
+                Case::Masquerade => {
+                    let (port, headers, sport) = client_headers(flow, outside(flow).0);
+                    (port, udp(&headers, sport, outside(flow).1))
+                }
+                Case::MasqueradeReply => self.reply_from_outside(flow),
             };
             self.packet_len = bytes.len();
             self.packets.extend_from_slice(&bytes);
@@ -183,10 +213,27 @@ impl Scenario {
         (addr::UPLINK, packet::encapsulate(&addr::encap_from(node), &inner, 50_000))
     }
 
+    /// Sends a flow's first packet outside, and makes the answer from what came out.
+    fn reply_from_outside(&mut self, flow: usize) -> (PortId, Vec<u8>) {
+        let (station, station_port) = outside(flow);
+        let (port, headers, sport) = client_headers(flow, station);
+        let sent = self.world.send(port, &udp(&headers, sport, station_port));
+        let (_, out) = sent.expect("there are ports enough");
+        let given = be16(&out, ETH_LEN + 20);
+        let answer = packet::Headers {
+            dst_mac: addr::UPLINK_MAC,
+            src_mac: addr::EXIT_MAC,
+            src: station,
+            dst: addr::NODE,
+            ttl: 60,
+        };
+        (addr::UPLINK, udp(&answer, station_port, given))
+    }
+
     fn warm_up(&mut self) {
         let mut clocks = 0;
         // Bursts come from one port: flows of the same client lie CLIENTS apart.
-        let step = if self.case == Case::ServiceVxlanReply { 1 } else { usize::from(CLIENTS) };
+        let step = if self.case.is_reply() { 1 } else { usize::from(CLIENTS) };
         for start in 0..step.min(self.flows) {
             let flows: Vec<usize> = (start..self.flows).step_by(step).collect();
             for burst in flows.chunks(MAX_BURST) {
@@ -247,7 +294,7 @@ impl Scenario {
 
     /// Flows in random order, all of one port.
     fn choose(&mut self) -> [usize; MAX_BURST] {
-        let step = if self.case == Case::ServiceVxlanReply { 1 } else { usize::from(CLIENTS) };
+        let step = if self.case.is_reply() { 1 } else { usize::from(CLIENTS) };
         let per_port = self.flows.div_ceil(step);
         let start = self.next_random(step.min(self.flows));
         std::array::from_fn(|_| {

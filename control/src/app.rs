@@ -49,6 +49,9 @@ pub enum StartError {
     /// The manifests folder cannot be read.
     #[error(transparent)]
     Manifests(#[from] manifests::FolderError),
+    /// `--snat-ports` are the kernel's.
+    #[error(transparent)]
+    SnatPorts(#[from] kernel::ports::PortsInUse),
     /// `--uplink` names no device.
     #[error("there is no device {name} for the uplink; set --uplink to one of: {present}")]
     NoUplink {
@@ -74,6 +77,7 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
     let subscription = Subscription::open()?;
     let mut netlink = Netlink::open()?;
     check_uplink(&options)?;
+    kernel::ports::reserve(options.nat.snat_ports)?;
     let socket = ApiSocket::bind(&options.run_dir.join(SOCKET))?;
     let core = SharedCore::new(Core::new(options.clone(), writer));
     // The pair must be there before the first listing, so that its port is in the first tables.

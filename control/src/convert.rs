@@ -87,6 +87,9 @@ pub enum Problem {
     /// Flannel's ConfigMap without its configuration.
     #[error("is missing; it holds Flannel's network and backend")]
     NoNetConf,
+    /// Broken YAML within a field.
+    #[error("is not YAML that is understood: {0}")]
+    BadYaml(String),
     /// Broken JSON.
     #[error("is not JSON that is understood: {0}")]
     BadJson(String),

@@ -5,6 +5,7 @@ use crate::health::HealthChecks;
 use crate::index::{Config, Event, HostPlan, Index, KernelEvent, NodePortAddresses};
 use crate::kernel::{NeighbourTrust, Prober, Update};
 use crate::manifests::{Folder, Scan};
+use crate::masquerade::NatOptions;
 use crate::model::Key;
 use crate::names;
 use crate::object::{Kind, Object};
@@ -38,6 +39,8 @@ pub struct Options {
     pub max_tables_bytes: u64,
     /// Where node ports answer.
     pub node_port_addresses: NodePortAddresses,
+    /// What is translated, and how.
+    pub nat: NatOptions,
 }
 
 /// See the module's head.
@@ -73,6 +76,7 @@ impl Core {
             vxlan_port: options.vxlan_port,
             max_ports: options.max_ports,
             node_port_addresses: options.node_port_addresses.clone(),
+            nat: options.nat.clone(),
         };
         Core {
             index: Index::new(config, publisher.published()),

@@ -13,6 +13,7 @@ pub mod health;
 pub mod index;
 pub mod kernel;
 pub mod manifests;
+pub mod masquerade;
 pub mod model;
 pub mod names;
 pub mod object;

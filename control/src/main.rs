@@ -3,6 +3,7 @@
 use clap::Parser;
 use fairway_control::core::Options;
 use fairway_control::index::NodePortAddresses;
+use fairway_control::masquerade::{NatOptions, SnatPorts};
 use fairway_control::{app, kernel, manifests, room};
 use fairway_tables::{Capacities, Prefix};
 use std::io::IsTerminal;
@@ -41,6 +42,15 @@ struct Args {
     /// addresses; may be repeated.
     #[arg(long, value_name = "primary|CIDR", value_delimiter = ',')]
     nodeport_addresses: Vec<String>,
+    /// Let pods' packets leave the cluster with the pods' own addresses.
+    #[arg(long)]
+    no_masquerade: bool,
+    /// Destinations outside the cluster that see pods' own addresses; may be repeated.
+    #[arg(long)]
+    non_masquerade_cidr: Vec<Prefix>,
+    /// Ports of translated sources; the kernel must leave them alone.
+    #[arg(long, default_value = "61000-65535")]
+    snat_ports: SnatPorts,
     /// Check a folder of manifests, print every error, and exit.
     #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
     check: Option<PathBuf>,
@@ -84,6 +94,11 @@ fn run(args: Args) -> Result<(), String> {
         max_ports: capacities.ports,
         max_tables_bytes,
         node_port_addresses: node_port_addresses(&args.nodeport_addresses)?,
+        nat: NatOptions {
+            no_masquerade: args.no_masquerade,
+            non_masquerade_cidrs: args.non_masquerade_cidr,
+            snat_ports: args.snat_ports,
+        },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

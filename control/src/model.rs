@@ -2,8 +2,8 @@
 //! input, and the oracle of the tests.
 
 use fairway_tables::{
-    Endpoint, Group, Ip, Neighbour, NeighbourKey, NextHop, Port, PortId, Prefix, Service, ServiceKey,
-    Settings, Targets, Tunnel,
+    Endpoint, Group, Ip, Masquerade, Neighbour, NeighbourKey, NextHop, Port, PortId, Prefix, Service,
+    ServiceKey, Settings, Targets, Tunnel,
 };
 use std::collections::BTreeMap;
 
@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub enum Key {
     /// The node's settings.
     Settings,
+    /// Whose sources are translated.
+    Masquerade,
     /// A port.
     Port(PortId),
     /// A neighbour on a port.
@@ -31,6 +33,8 @@ pub enum Key {
 pub enum Value {
     /// The node's settings.
     Settings(Settings),
+    /// Whose sources are translated.
+    Masquerade(Box<Masquerade>),
     /// A port.
     Port(Port),
     /// A neighbour on a port.

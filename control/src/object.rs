@@ -2,6 +2,7 @@
 //! Kubernetes objects ([`crate::convert`]); the index knows nothing else of Kubernetes.
 
 use crate::encapsulation::Pool;
+use crate::masquerade::MasqueradeConfig;
 use fairway_tables::{Ip, Mac, Prefix};
 use std::fmt;
 
@@ -22,6 +23,8 @@ pub enum Kind {
     IpPool,
     /// The v1 ConfigMap of Flannel.
     FlannelConfig,
+    /// The v1 ConfigMap of ip-masq-agent.
+    MasqueradeConfig,
 }
 
 /// Identity of an object. The namespace of a Node or Namespace is empty.
@@ -240,6 +243,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// A range of pod addresses.
     Pool(Pool),
+    /// Whose sources are translated.
+    Masquerade(MasqueradeConfig),
 }
 
 impl Object {
@@ -252,6 +257,7 @@ impl Object {
             Object::Service(s) => ObjectKey::new(Kind::Service, &s.namespace, &s.name),
             Object::EndpointSlice(s) => ObjectKey::new(Kind::EndpointSlice, &s.namespace, &s.name),
             Object::Pool(pool) => pool.key(),
+            Object::Masquerade(m) => ObjectKey::new(Kind::MasqueradeConfig, &m.namespace, &m.name),
         }
     }
 }

@@ -146,7 +146,8 @@ pub fn flannel(config: &v1::ConfigMap) -> Checked<Object> {
         cidrs: vec![network],
         encapsulation,
         when,
-        nat_outgoing: false,
+        // Its manifests start flanneld with --ip-masq.
+        nat_outgoing: true,
         node_selector: None,
     }))
 }

@@ -4,7 +4,9 @@
 
 use crate::model::{Key, Model, Value, diff};
 use crate::room::Room;
-use fairway_tables::{ApplyError, Ip, Mac, Op, PortId, Settings, TableUsage, View, Vxlan, Writer};
+use fairway_tables::{
+    ApplyError, Ip, Mac, Masquerade, Op, PortId, Settings, TableUsage, View, Vxlan, Writer,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -226,6 +228,10 @@ pub fn read(view: View<'_>) -> Model {
     if settings != NO_SETTINGS {
         model.insert(Key::Settings, Value::Settings(settings));
     }
+    let masquerade = view.masquerade();
+    if masquerade != Masquerade::NOTHING {
+        model.insert(Key::Masquerade, Value::Masquerade(Box::new(masquerade)));
+    }
     model.extend(view.ports().map(|(k, v)| (Key::Port(k), Value::Port(v))));
     model.extend(view.endpoints().map(|(k, v)| (Key::Endpoint(k), Value::Endpoint(v))));
     model.extend(view.routes().map(|(k, paths)| match paths.only() {
@@ -245,6 +251,10 @@ const NO_SETTINGS: Settings = Settings {
     router_ip: Ip::UNSPECIFIED,
     gateway_ip6: Ip::UNSPECIFIED,
     router_ip6: Ip::UNSPECIFIED,
+    outside_ip: Ip::UNSPECIFIED,
+    outside_ip6: Ip::UNSPECIFIED,
+    host_ip: Ip::UNSPECIFIED,
+    host_ip6: Ip::UNSPECIFIED,
     vni: 0,
     pod_mtu: 0,
     vxlan_port: 0,
@@ -253,6 +263,8 @@ const NO_SETTINGS: Settings = Settings {
     gateway_mac: Mac::ZERO,
     vtep_mac: Mac::ZERO,
     udp_tunnel_port: 0,
+    snat_first: 0,
+    snat_last: 0,
     takes: 0,
     second_vxlan: Vxlan { vni: 0, udp_port: 0, vtep_mac: Mac::ZERO },
 };
@@ -261,6 +273,7 @@ const NO_SETTINGS: Settings = Settings {
 fn op(key: &Key, value: Option<&Value>) -> Op {
     match (key, value) {
         (Key::Settings, Some(Value::Settings(v))) => Op::SetSettings(*v),
+        (Key::Masquerade, Some(Value::Masquerade(v))) => Op::SetMasquerade(v.clone()),
         (Key::Port(k), Some(Value::Port(v))) => Op::SetPort(*k, *v),
         (Key::Endpoint(k), Some(Value::Endpoint(v))) => Op::SetEndpoint(*k, *v),
         (Key::Route(k), Some(Value::Route(v))) => Op::SetRoute(*k, *v),
@@ -270,6 +283,7 @@ fn op(key: &Key, value: Option<&Value>) -> Op {
         (Key::Service(k), Some(Value::Service(v, targets))) => Op::SetService(*k, *v, targets.clone()),
         // A value always is of its key's kind (tests/properties.rs), so what is left are deletions.
         (Key::Settings, _) => Op::SetSettings(NO_SETTINGS),
+        (Key::Masquerade, _) => Op::SetMasquerade(Box::new(Masquerade::NOTHING)),
         (Key::Port(k), _) => Op::DelPort(*k),
         (Key::Endpoint(k), _) => Op::DelEndpoint(*k),
         (Key::Route(k), _) => Op::DelRoute(*k),

@@ -81,7 +81,7 @@ fn a_small_cluster_becomes_the_tables_that_it_should() {
     let (plan, _) = core.host_plan().unwrap();
     assert_eq!(plan.addresses, [Ip::v4([10, 244, 1, 1])].into());
     let routes: Vec<String> = plan.routes.keys().map(ToString::to_string).collect();
-    assert_eq!(routes, ["10.96.0.1/32", "10.96.0.2/32", "10.244.1.0/24", "10.244.2.0/24"]);
+    assert_eq!(routes, ["10.96.0.1/32", "10.96.0.2/32", "10.244.1.0/24", "10.244.2.0/24", "169.254.1.1/32"]);
     assert_eq!(plan.mtu, 1450);
     assert_eq!(core.status().pending, []);
 }

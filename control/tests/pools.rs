@@ -29,6 +29,7 @@ fn core(files: &[(&str, &str)]) -> Core {
         max_ports: 64,
         max_tables_bytes: 1 << 30,
         node_port_addresses: Default::default(),
+        nat: Default::default(),
     };
     let mut core = Core::new(options, writer);
     let mut facts = Facts::default();
@@ -181,11 +182,9 @@ fn pools_of_several_kinds_live_side_by_side() {
 
 #[test]
 fn what_is_not_done_yet_or_missing_is_said() {
-    let pools =
-        pool("p", "10.244.0.0/16", ", ipipMode: Always, natOutgoing: true, nodeSelector: \"rack == '1'\"");
+    let pools = pool("p", "10.244.0.0/16", ", ipipMode: Always, nodeSelector: \"rack == '1'\"");
     let mut core = core(&[("pools.yaml", &pools)]);
     let told = pending(&core);
-    assert!(told.contains("IpPool p: natOutgoing is not done yet"), "{told}");
     assert!(told.contains("nodeSelector 'rack == '1'' is not looked at"), "{told}");
     let gone = KernelEvent::Neighbour(2, ROUTER, None);
     core.take(vec![], vec![Update::Event(gone)]);

@@ -21,6 +21,7 @@ fn config(uplink: Option<&str>) -> Config {
         vxlan_port: 4789,
         max_ports: 4,
         node_port_addresses: NodePortAddresses::Primary,
+        nat: Default::default(),
     }
 }
 
@@ -259,6 +260,7 @@ fn check(model: &Model) {
             (Key::Neighbour(_), Value::Neighbour(_))
             | (Key::Tunnel(_), Value::Tunnel(_))
             | (Key::Settings, Value::Settings(_))
+            | (Key::Masquerade, Value::Masquerade(_))
             | (Key::Route(_), Value::Route(_) | Value::Paths(_)) => {}
             other => panic!("key and value of different kinds: {other:?}"),
         }

@@ -138,7 +138,7 @@ impl Parcel for Parsed {
     }
 
     fn complain(&self, frame: &mut Frame, settings: &Settings, problem: Problem) -> Option<Parsed> {
-        icmp_error::complain(frame, self, settings.router_ip, problem)
+        icmp_error::complain(frame, self, icmp_error::speaker(settings, self.tuple().dst), problem)
     }
 }
 
@@ -217,6 +217,6 @@ impl Parcel for Parsed6 {
     }
 
     fn complain(&self, frame: &mut Frame, settings: &Settings, problem: Problem) -> Option<Parsed6> {
-        icmp_error::complain6(frame, self, settings.router_ip6, problem)
+        icmp_error::complain6(frame, self, icmp_error::speaker(settings, self.tuple().dst), problem)
     }
 }

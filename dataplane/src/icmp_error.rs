@@ -26,7 +26,7 @@ use crate::walk;
 use crate::wire::{ETH_LEN, be16, icmp, icmpv6, ipv4, ipv6, proto};
 use fairway_pmd::Frame;
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, Ip, PortKind, View};
+use fairway_tables::{DropReason, Ip, PortKind, Settings, View};
 
 /// Longest ICMP error, IP header included (RFC 1812 section 4.3.2.3). An ICMPv6 error goes up to the smallest MTU (RFC
 /// 4443 section 3).
@@ -121,6 +121,16 @@ pub(crate) fn answer<P: Parcel>(
     worker.counters.dropped(reason, ingress.port.0);
     worker.counters.add(Counter::GeneratedPackets, 1);
     Ok(entry.binding().out_port)
+}
+
+/// The address from which the engine speaks to the sender of a packet to `dst`: the one that the sender knows if that is
+/// the node's own, else the node's among its pods.
+pub(crate) fn speaker(settings: &Settings, dst: Ip) -> Ip {
+    match dst {
+        _ if dst == settings.outside_ip || dst == settings.outside_ip6 => dst,
+        _ if dst.is_v4() => settings.router_ip,
+        _ => settings.router_ip6,
+    }
 }
 
 /// Makes room for headers before what is quoted of a packet, at most `max_len` bytes in all; returns the length of the

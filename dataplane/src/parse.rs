@@ -127,40 +127,35 @@ fn is_for_us(frame: &[u8], ingress: &Ingress) -> bool {
     frame[..6] == ingress.gateway_mac.0 || frame[..6] == ingress.mac.0 || frame[..2] == [0x33, 0x33]
 }
 
-#[cold]
-fn not_ipv4(frame: &[u8]) -> DropReason {
-    if be16(frame, 12) == wire::ETHERTYPE_IPV6 { DropReason::Ipv6 } else { DropReason::EtherType }
-}
-
-/// A packet from another node: through a tunnel to this node's address, or to a pod without encapsulation.
+/// A packet from another node: through a tunnel to this node's address, or to a pod or to the node without encapsulation.
 #[inline(always)]
 fn from_uplink(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     if frame.len() < ETH_LEN {
         return Err(DropReason::Truncated);
     }
-    if be16(frame, 12) != wire::ETHERTYPE_IPV4 {
-        return Err(not_ipv4(frame));
-    }
     if frame[..6] != ingress.mac.0 {
         return Err(DropReason::NotForUs);
     }
+    match be16(frame, 12) {
+        wire::ETHERTYPE_IPV4 => {}
+        wire::ETHERTYPE_IPV6 => return Ok(Class::Ipv6 { l2: 0, outer: 0 }),
+        _ => return Err(DropReason::EtherType),
+    }
     let outer = ipv4::Header::parse(&frame[ETH_LEN..])?;
     if outer.dst() != ingress.node_ip {
-        if ingress.takes & Settings::TAKES_DIRECT == 0 {
-            return Err(DropReason::NotForUs);
-        }
         return flow(frame, 0, 0, ingress.port.0);
     }
     if outer.is_fragment() {
         return Err(DropReason::Fragment);
     }
-    let Inner { at, is_ipv6 } = match outer.proto() {
+    let inside = match outer.proto() {
         proto::UDP => in_udp(frame, &outer, ingress)?,
         proto::IPIP if ingress.takes & Settings::TAKES_IPIP != 0 => {
-            Inner { at: ETH_LEN + outer.header_len(), is_ipv6: false }
+            Some(Inner { at: ETH_LEN + outer.header_len(), is_ipv6: false })
         }
-        _ => return Err(DropReason::NotForUs),
+        _ => None,
     };
+    let Some(Inner { at, is_ipv6 }) = inside else { return flow(frame, 0, 0, ingress.port.0) };
     if ecn::may_change_inner(outer.tos()) {
         return Ok(Class::Marked(at as u16));
     }
@@ -178,22 +173,22 @@ struct Inner {
     is_ipv6: bool,
 }
 
-/// What is inside a tunnel over UDP.
+/// What is inside a tunnel over UDP; `None` if it is none.
 #[inline(always)]
-fn in_udp(frame: &[u8], outer: &ipv4::Header<'_>, ingress: &Ingress) -> Result<Inner, DropReason> {
+fn in_udp(frame: &[u8], outer: &ipv4::Header<'_>, ingress: &Ingress) -> Result<Option<Inner>, DropReason> {
     let udp = outer.payload();
     let Some(header) = udp.first_chunk::<UDP_LEN>() else { return Err(DropReason::Truncated) };
     let (dport, payload) = (be16(header, 2), ETH_LEN + outer.header_len() + UDP_LEN);
     if dport == 0 {
         // No network's port, though it stands for one that there is not.
-        Err(DropReason::NotForUs)
+        Ok(None)
     } else if dport == ingress.vxlan.udp_port || dport == ingress.second_vxlan.udp_port {
         let is_ipv6 = in_vxlan(&frame[payload..ETH_LEN + outer.total_len()], dport, ingress)?;
-        Ok(Inner { at: payload + vxlan::LEN + ETH_LEN, is_ipv6 })
+        Ok(Some(Inner { at: payload + vxlan::LEN + ETH_LEN, is_ipv6 }))
     } else if dport == ingress.udp_tunnel_port {
-        Ok(Inner { at: payload, is_ipv6: udp.get(UDP_LEN).is_some_and(|first| first >> 4 == 6) })
+        Ok(Some(Inner { at: payload, is_ipv6: udp.get(UDP_LEN).is_some_and(|first| first >> 4 == 6) }))
     } else {
-        Err(DropReason::NotForUs)
+        Ok(None)
     }
 }
 

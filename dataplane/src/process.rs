@@ -225,6 +225,7 @@ impl Walk<'_> {
                 let slot = P::flows(worker).insert(entry);
                 forward_by(worker, frame, packet, slot)
             }
+            Outcome::Once(entry) => forward(&worker.templates, frame, packet, &entry),
             Outcome::Gateway => packet.answer_gateway(frame, self.port).map(|Answer| self.port.port.0),
         }
     }
@@ -242,7 +243,9 @@ impl Walk<'_> {
         let outcome = walk::walk_single(worker, self.tables, self.port, &mut packet, frame, self.now);
         worker.stages.since(Stage::SlowPath, start);
         match outcome? {
-            Outcome::Forward(entry) => forward(&worker.templates, frame, &packet, &entry),
+            Outcome::Forward(entry) | Outcome::Once(entry) => {
+                forward(&worker.templates, frame, &packet, &entry)
+            }
             Outcome::Gateway => Err(DropReason::NotForUs),
         }
     }

@@ -35,6 +35,7 @@
 #define MAX_PROTOCOLS 4
 #define MAX_POD_PREFIXES 256
 #define MAX_FRONTENDS 131072
+#define MAX_SNAT_ADDRESSES 16
 
 enum port_class {
 	CLASS_UPLINK = 1,
@@ -72,6 +73,12 @@ struct frontend {
 struct prefix {
 	__u32 len; // in bits
 	struct address address;
+};
+
+// Ports, both ends included, in host order; of ICMP echo its identifiers.
+struct port_range {
+	__u16 first;
+	__u16 last;
 };
 
 struct {
@@ -124,6 +131,13 @@ struct {
 	__type(key, struct frontend);
 	__type(value, __u32);
 } fw_frontends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SNAT_ADDRESSES);
+	__type(key, struct address);       // source of what leaves translated
+	__type(value, struct port_range); // with these ports
+} fw_snat SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -182,6 +196,95 @@ static __always_inline int is_service(const struct address *daddr, __u8 protocol
 	return bpf_map_lookup_elem(&fw_frontends, &key) != 0;
 }
 
+static __always_inline int is_in(const struct port_range *range, __be16 port)
+{
+	__u16 number = bpf_ntohs(port);
+
+	return number >= range->first && number <= range->last;
+}
+
+// The beginning of TCP, UDP and SCTP.
+struct ports {
+	__be16 source;
+	__be16 dest;
+};
+
+// The beginning of ICMP and ICMPv6 (their headers in linux/ need a C library).
+struct icmp {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 id; // of an echo
+	__be16 sequence;
+};
+
+// Types of messages. None of the numbers means two things that matter here.
+enum icmp_type {
+	ECHO_REPLY = 0,
+	ECHO_REQUEST = 8,
+	ECHO_REPLY6 = 129,
+	ECHO_REQUEST6 = 128,
+};
+
+// Whether a message is an error: unreachable, time exceeded and parameter problem; of ICMPv6 the lowest four types.
+static __always_inline int is_error(__u32 protocol, __u8 type)
+{
+	if (protocol == IPPROTO_ICMPV6)
+		return type >= 1 && type <= 4;
+	return type == 3 || type == 11 || type == 12;
+}
+
+// Whether the packet that an ICMP error quotes left with a port of the range.
+static __always_inline int quotes(const struct port_range *range, __u32 protocol, void *l4, void *data_end)
+{
+	struct ports *ports = l4;
+	struct icmp *icmp = l4;
+
+	switch (protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		return (void *)(ports + 1) <= data_end && is_in(range, ports->source);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((void *)(icmp + 1) > data_end)
+			return 0;
+		return (icmp->type == ECHO_REQUEST || icmp->type == ECHO_REQUEST6) && is_in(range, icmp->id);
+	default:
+		return 0;
+	}
+}
+
+// Whether an ICMP error of either family quotes a packet that left with a port of the range.
+static __always_inline int is_error_about(const struct port_range *range, __u32 protocol, void *quoted,
+					  void *data_end)
+{
+	struct iphdr *ip = quoted;
+	struct ipv6hdr *ip6 = quoted;
+
+	if (protocol == IPPROTO_ICMPV6)
+		return (void *)(ip6 + 1) <= data_end && quotes(range, ip6->nexthdr, ip6 + 1, data_end);
+	return (void *)(ip + 1) <= data_end && quotes(range, ip->protocol, quoted + ip->ihl * 4, data_end);
+}
+
+// Whether a packet to `daddr` answers, or is an error about, one that left with a translated source. There may be no
+// such connection: the engine then gives the packet to the kernel.
+static __always_inline int is_translated(const struct address *daddr, __u32 protocol, void *l4, void *data_end)
+{
+	struct port_range *range = bpf_map_lookup_elem(&fw_snat, daddr);
+	struct ports *ports = l4;
+	struct icmp *icmp = l4;
+
+	if (!range)
+		return 0;
+	if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP)
+		return (void *)(ports + 1) <= data_end && is_in(range, ports->dest);
+	if ((protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6) || (void *)(icmp + 1) > data_end)
+		return 0;
+	if (icmp->type == ECHO_REPLY || icmp->type == ECHO_REPLY6)
+		return is_in(range, icmp->id);
+	return is_error(protocol, icmp->type) && is_error_about(range, protocol, icmp + 1, data_end);
+}
+
 static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 {
 	struct iphdr *ip = l3;
@@ -206,6 +309,8 @@ static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 	} else if (bpf_map_lookup_elem(&fw_protocols, &protocol) && bpf_map_lookup_elem(&fw_node_addrs, &daddr)) {
 		return 1;
 	}
+	if (is_translated(&daddr, protocol, l3 + header_bytes, data_end))
+		return 1;
 	return is_service(&daddr, protocol, l3 + header_bytes, data_end);
 }
 
@@ -216,15 +321,18 @@ static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return 0;
+	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
 	// Extension headers, the fragment header among them, stay with the kernel.
 	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
 	if (ip->nexthdr == IPPROTO_UDP && is_tunnel(&daddr, ip + 1, data_end))
 		return 1;
+	if (is_translated(&daddr, ip->nexthdr, ip + 1, data_end))
+		return 1;
 	return is_service(&daddr, ip->nexthdr, ip + 1, data_end);
 }
 
-// What Fairway takes from a NIC: tunnels to this node, packets to its pods where they come without, and packets to the
-// addresses and ports of services.
+// What Fairway takes from a NIC: tunnels to this node, replies to what left with the node's address, packets to its pods
+// where they come without tunnel, and packets to the addresses and ports of services.
 static __always_inline int uplink_takes(void *data, void *data_end)
 {
 	struct ethhdr *eth = data;

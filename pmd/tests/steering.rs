@@ -76,6 +76,27 @@ fn udp(destination_port: u16) -> Vec<u8> {
     datagram
 }
 
+fn udp_from(source_port: u16) -> Vec<u8> {
+    let mut datagram = udp(53);
+    datagram[..2].copy_from_slice(&source_port.to_be_bytes());
+    datagram
+}
+
+/// An ICMP or ICMPv6 message with an identifier.
+fn echo(kind: u8, identifier: u16) -> Vec<u8> {
+    let [high, low] = identifier.to_be_bytes();
+    vec![kind, 0, 0, 0, high, low, 0, 1]
+}
+
+/// An ICMP error to the engine about the packet of a frame.
+fn error_about(frame: Vec<u8>) -> Vec<u8> {
+    ipv4(ENGINE, 1, 0, &[], &[&[3, 4, 0, 0, 0, 0, 5, 220][..], &frame[14..]].concat())
+}
+
+fn error_about6(frame: Vec<u8>) -> Vec<u8> {
+    ipv6(ENGINE6, 58, &[&[2, 0, 0, 0, 0, 0, 5, 0][..], &frame[14..]].concat())
+}
+
 /// Sends a frame and says what the program counted it as. Nothing else may be on the wire.
 fn counted(steering: &Steering, from: &PacketSocket, frame: &[u8]) -> SteeringStats {
     let before = steering.stats().unwrap();
@@ -116,6 +137,9 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         let balancer = IpAddr::from([203, 0, 113, 1]);
         steering.set_frontends(services(&[(v4, 30000, 6), (balancer, 80, 17)])).unwrap();
         steering.set_frontends(services(&[(v4, 30000, 6), (v6, 30000, 132), (v4, 30001, 17)])).unwrap();
+        // By difference here as well: first other ports and an address more.
+        steering.set_snat(&[v4, v6, IpAddr::from([10, 9, 0, 77])], &(1000..=2000)).unwrap();
+        steering.set_snat(&[v4, v6], &(61_000..=65_535)).unwrap();
         steering.attach("va", PortClass::Uplink).unwrap();
         let mut va = AfXdp::new(&umem).open("va", 0, &AfXdpConfig::pod()).unwrap().remove(0);
         steering.register_queues([&va]).unwrap();
@@ -125,7 +149,7 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         let vlan = [&[0, 5, 8, 0][..], &ipv4(ENGINE, 17, 0, &[], &udp(4789))[14..]].concat();
         let mut short_ihl = ipv4(ENGINE, 17, 0, &[], &udp(4789));
         short_ihl[14] = 0x44;
-        let cases: [(&str, Vec<u8>, SteeringStats); 37] = [
+        let cases: Vec<(&str, Vec<u8>, SteeringStats)> = vec![
             ("a node port over TCP", ipv4(ENGINE, 6, 0, &[], &udp(30000)), taken),
             ("a node port behind IPv4 options", ipv4(ENGINE, 6, 0, &[1; 8], &udp(30000)), taken),
             ("a node port over UDP", ipv4(ENGINE, 17, 0, &[], &udp(30001)), taken),
@@ -164,6 +188,41 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
             ("IPv6 with an extension header", ipv6(ENGINE6, 0, &udp(4789)), passed),
             ("a truncated UDP header", ipv4(ENGINE, 17, 0, &[], &udp(4789)[..6]), passed),
             ("an IPv4 header length that is too short", short_ihl, passed),
+            ("UDP to the first port of translated sources", ipv4(ENGINE, 17, 0, &[], &udp(61_000)), taken),
+            ("UDP to the last of them, behind options", ipv4(ENGINE, 17, 0, &[1; 8], &udp(65_535)), taken),
+            ("UDP to the port before them", ipv4(ENGINE, 17, 0, &[], &udp(60_999)), passed),
+            ("TCP to one of them", ipv4(ENGINE, 6, 0, &[], &udp(62_000)), taken),
+            ("a fragment to one of them", ipv4(ENGINE, 17, 0x2000, &[], &udp(62_000)), passed),
+            ("to one of them at another address", ipv4([10, 9, 0, 77], 17, 0, &[], &udp(62_000)), passed),
+            ("UDP over IPv6 to one of them", ipv6(ENGINE6, 17, &udp(62_000)), taken),
+            ("SCTP to one of them", ipv4(ENGINE, 132, 0, &[], &udp(62_000)), taken),
+            ("a protocol without ports", ipv4(ENGINE, 47, 0, &[], &udp(62_000)), passed),
+            ("an echo reply with such an identifier", ipv4(ENGINE, 1, 0, &[], &echo(0, 62_000)), taken),
+            ("an echo reply with another", ipv4(ENGINE, 1, 0, &[], &echo(0, 7)), passed),
+            ("an echo request is the kernel's", ipv4(ENGINE, 1, 0, &[], &echo(8, 62_000)), passed),
+            ("an ICMPv6 echo reply", ipv6(ENGINE6, 58, &echo(129, 62_000)), taken),
+            ("an ICMPv6 echo request", ipv6(ENGINE6, 58, &echo(128, 62_000)), passed),
+            ("an error about UDP", error_about(ipv4([8; 4], 17, 0, &[], &udp_from(62_000))), taken),
+            (
+                "an error about UDP behind options",
+                error_about(ipv4([8; 4], 17, 0, &[1; 8], &udp_from(62_000))),
+                taken,
+            ),
+            (
+                "an error about the node's own UDP",
+                error_about(ipv4([8; 4], 17, 0, &[], &udp_from(40_000))),
+                passed,
+            ),
+            ("an error about an echo", error_about(ipv4([8; 4], 1, 0, &[], &echo(8, 62_000))), taken),
+            ("an error about the node's own echo", error_about(ipv4([8; 4], 1, 0, &[], &echo(8, 7))), passed),
+            ("an ICMPv6 error about TCP", error_about6(ipv6([8; 16], 6, &udp_from(62_000))), taken),
+            (
+                "an ICMPv6 error about the node's own TCP",
+                error_about6(ipv6([8; 16], 6, &udp_from(22))),
+                passed,
+            ),
+            ("an error cut short", ipv4(ENGINE, 1, 0, &[], &[3, 4, 0, 0, 0, 0, 0, 0, 0x45]), passed),
+            ("a redirect is the kernel's", ipv4(ENGINE, 1, 0, &[], &[5; 64]), passed),
             ("a VLAN tag", ethernet(0x8100, &vlan), passed),
             ("ARP", ethernet(0x0806, &[0; 28]), passed),
             ("LLDP", ethernet(0x88cc, &[0; 40]), passed),

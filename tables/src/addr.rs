@@ -85,6 +85,9 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// `::/0`.
+    pub(crate) const ZERO: Prefix = Prefix { addr: Ip::UNSPECIFIED, bits: 0 };
+
     /// The prefix that holds `addr`, of `len` bits in the address's own family; bits beyond `len` are
     /// cleared. `None` if `len` is over 32 (IPv4) or 128 (IPv6).
     pub fn new(addr: Ip, len: u8) -> Option<Prefix> {

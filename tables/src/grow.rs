@@ -140,6 +140,7 @@ impl Writer {
     fn entries(&self) -> Vec<Op> {
         let view = self.view();
         let mut ops: Vec<Op> = view.settings_if_set().map(Op::SetSettings).into_iter().collect();
+        ops.extend(view.masquerade_if_set().map(|v| Op::SetMasquerade(Box::new(v))));
         ops.extend(view.ports().map(|(k, v)| Op::SetPort(k, v)));
         ops.extend(view.endpoints().map(|(k, v)| Op::SetEndpoint(k, v)));
         ops.extend(view.routes().map(|(k, paths)| Op::SetPaths(k, Box::new(paths))));

@@ -5,6 +5,7 @@ use crate::error::OpenError;
 use crate::group::Group;
 use crate::keyed::Keyed;
 use crate::lpm::{Nodes, Slots, Trie4, Trie6, Tries};
+use crate::masquerade::Masquerade;
 use crate::record::{Backend, Endpoint, Neighbour, NeighbourKey, NextHop, Port, PortId};
 use crate::record::{Service, ServiceKey, Settings, Tunnel};
 use crate::region::words_len;
@@ -200,6 +201,7 @@ impl Backends {
 pub(crate) struct Layout {
     pub(crate) capacities: Capacities,
     pub(crate) settings: Keyed<u64, Settings>,
+    pub(crate) masquerade: Keyed<u64, Masquerade>,
     pub(crate) ports: Keyed<PortId, Port>,
     pub(crate) endpoints: Keyed<Ip, Endpoint>,
     pub(crate) routes: Keyed<Prefix, RouteValue>,
@@ -223,6 +225,7 @@ impl Layout {
         let mut end = HEADER_LEN;
         let mark = |pool: usize| header::HIGH_WATER + 8 * pool;
         let settings = Keyed::lay_out(&mut end, 1, mark(0));
+        let masquerade = Keyed::lay_out(&mut end, 1, mark(11));
         let ports = Keyed::lay_out(&mut end, c.ports, mark(1));
         let endpoints = Keyed::lay_out(&mut end, c.endpoints, mark(2));
         let routes = Keyed::lay_out(&mut end, c.routes, mark(3));
@@ -245,6 +248,7 @@ impl Layout {
         Ok(Layout {
             capacities,
             settings,
+            masquerade,
             ports,
             endpoints,
             routes,
@@ -261,6 +265,7 @@ impl Layout {
     pub(crate) fn hash() -> u64 {
         let shapes = [
             Keyed::<u64, Settings>::shape(),
+            Keyed::<u64, Masquerade>::shape(),
             Keyed::<PortId, Port>::shape(),
             Keyed::<Ip, Endpoint>::shape(),
             Keyed::<Prefix, RouteValue>::shape(),

@@ -32,6 +32,7 @@ mod lpm_nodes;
 #[cfg(not(loom))]
 mod lpm_write;
 mod maglev;
+mod masquerade;
 #[cfg(not(loom))]
 mod next_hops;
 #[cfg(not(loom))]
@@ -64,6 +65,7 @@ pub use group::{Group, GroupError, MAX_PATHS, MAX_WEIGHT, Path};
 #[cfg(not(loom))]
 pub use grow::GrowError;
 pub use layout::Capacities;
+pub use masquerade::Masquerade;
 #[cfg(not(loom))]
 pub use op::Op;
 #[cfg(not(loom))]

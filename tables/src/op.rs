@@ -3,6 +3,7 @@
 use crate::error::ApplyError;
 use crate::group::Group;
 use crate::lpm_write::RouteTarget;
+use crate::masquerade::Masquerade;
 use crate::record::*;
 use crate::service::Targets;
 use crate::view::View;
@@ -14,6 +15,8 @@ use std::collections::HashMap;
 pub enum Op {
     /// Replaces what holds for the whole node.
     SetSettings(Settings),
+    /// Replaces what says whose sources are translated.
+    SetMasquerade(Box<Masquerade>),
     /// Sets a port.
     SetPort(PortId, Port),
     /// Deletes a port.
@@ -46,6 +49,7 @@ pub enum Op {
 #[derive(PartialEq, Eq, Hash)]
 enum Object {
     Settings,
+    Masquerade,
     Port(PortId),
     Endpoint(Ip),
     Route(Prefix),
@@ -58,6 +62,7 @@ impl Op {
     fn object(&self) -> Object {
         match self {
             Op::SetSettings(_) => Object::Settings,
+            Op::SetMasquerade(_) => Object::Masquerade,
             Op::SetPort(k, _) | Op::DelPort(k) => Object::Port(*k),
             Op::SetEndpoint(k, _) | Op::DelEndpoint(k) => Object::Endpoint(*k),
             Op::SetRoute(k, _) | Op::SetPaths(k, _) | Op::DelRoute(k) => Object::Route(*k),
@@ -128,6 +133,7 @@ impl<K, V> Changes<K, V> {
 #[derive(Default)]
 pub(crate) struct Difference<'a> {
     pub(crate) settings: Changes<u64, Settings>,
+    pub(crate) masquerade: Changes<u64, Masquerade>,
     pub(crate) ports: Changes<PortId, Port>,
     pub(crate) endpoints: Changes<Ip, Endpoint>,
     pub(crate) routes: Changes<Prefix, RouteTarget<'a>>,
@@ -159,6 +165,7 @@ impl<'a> Difference<'a> {
     fn add(&mut self, op: &'a Op, view: View<'_>) {
         match op {
             Op::SetSettings(v) => self.settings.set(0, *v, view.settings_if_set()),
+            Op::SetMasquerade(v) => self.masquerade.set(0, **v, view.masquerade_if_set()),
             Op::SetPort(k, v) => self.ports.set(*k, *v, view.port(*k)),
             Op::DelPort(k) => self.ports.delete(*k, view.port(*k)),
             Op::SetEndpoint(k, v) => self.endpoints.set(*k, *v, view.endpoint(*k)),
@@ -213,6 +220,7 @@ impl<'a> Difference<'a> {
     /// Whether no other table changes.
     pub(crate) fn is_only_services(&self) -> bool {
         self.settings.is_empty()
+            && self.masquerade.is_empty()
             && self.ports.is_empty()
             && self.endpoints.is_empty()
             && self.routes.is_empty()

@@ -78,8 +78,14 @@ reasons! {
     ConntrackFull = "conntrack-full",
     /// The source has as many connections without an answer under way as one source may have.
     ConntrackShare = "conntrack-share",
-    /// Another connection's packets come back with the very tuple that this one's would.
+    /// Another connection's packets come back with the very tuple that this one's would, and the protocol has no ports to
+    /// tell them apart.
     TupleClash = "tuple-clash",
+    /// The source is to be translated, but every port that was tried is taken by another connection to the same
+    /// destination.
+    SnatPortsExhausted = "snat-ports-exhausted",
+    /// The source is to be translated, but the node has no address of the family for it.
+    SnatNoAddress = "snat-no-address",
     /// An ARP packet that asks nothing of the gateway.
     ArpIgnored = "arp-ignored",
     /// A packet of the link itself (neighbour or router discovery, multicast) that asks nothing of the gateway.

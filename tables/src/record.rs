@@ -293,6 +293,16 @@ pub struct Settings {
     pub gateway_ip6: Ip,
     /// As `router_ip`, for IPv6; unspecified on a node without IPv6 pods.
     pub router_ip6: Ip,
+    /// Source of what leaves by the uplink with a translated source: the node's own IPv4 address there. Unspecified: there
+    /// is none, and nothing leaves so.
+    pub outside_ip: Ip,
+    /// As `outside_ip`, for IPv6.
+    pub outside_ip6: Ip,
+    /// Source of what goes to the node's own network stack with a translated source. The stack routes it to the host port
+    /// and does not have it itself: else its replies would stay there.
+    pub host_ip: Ip,
+    /// As `host_ip`, for IPv6.
+    pub host_ip6: Ip,
     /// Network identifier that packets of the first VXLAN network must carry.
     pub vni: u32,
     /// Largest IP packet that a pod may send so that its encapsulated form fits the uplink.
@@ -309,6 +319,10 @@ pub struct Settings {
     pub vtep_mac: Mac,
     /// UDP port of bare IP packets, on every node (8285 for Flannel's `udp` backend); 0: none are taken.
     pub udp_tunnel_port: u16,
+    /// First of the ports (ICMP: identifiers) that translated sources are given; the node's own stack leaves them alone.
+    pub snat_first: u16,
+    /// Last of these.
+    pub snat_last: u16,
     /// Bits: [`Settings::TAKES_IPIP`], [`Settings::TAKES_DIRECT`].
     pub takes: u32,
     /// A second VXLAN network, of another layout than the first.

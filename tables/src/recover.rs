@@ -42,6 +42,7 @@ impl State {
         generation: u64,
     ) -> Result<bool, Damage> {
         self.settings.recover(region, generation).map_err(chain("settings"))?;
+        self.masquerade.recover(region, generation).map_err(chain("masquerade"))?;
         self.ports.recover(region, generation).map_err(chain("ports"))?;
         self.endpoints.recover(region, generation).map_err(chain("endpoints"))?;
         self.routes.recover(region, generation).map_err(chain("routes"))?;
@@ -51,6 +52,7 @@ impl State {
         self.recover_backends(tables, region, generation)?;
         let redone = self.recover_routes(tables, region, generation)?;
         let waiting = self.settings.pool.retired()
+            + self.masquerade.pool.retired()
             + self.ports.pool.retired()
             + self.endpoints.pool.retired()
             + self.routes.pool.retired()

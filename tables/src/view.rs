@@ -6,6 +6,7 @@ use crate::group::Group;
 use crate::keyed::KeyedIter;
 use crate::layout::{Layout, RouteValue, ServiceValue, header};
 use crate::lpm::GROUP;
+use crate::masquerade::Masquerade;
 use crate::record::*;
 use crate::region::Region;
 use crate::service::ServiceView;
@@ -69,6 +70,15 @@ impl<'a> View<'a> {
     #[inline]
     pub(crate) fn settings_if_set(&self) -> Option<Settings> {
         self.tables.layout.settings.get(&self.tables.region, self.tables.seed, &0)
+    }
+
+    /// Whose sources are translated; nobody's if it was never set.
+    pub fn masquerade(&self) -> Masquerade {
+        self.masquerade_if_set().unwrap_or(Masquerade::NOTHING)
+    }
+
+    pub(crate) fn masquerade_if_set(&self) -> Option<Masquerade> {
+        self.tables.layout.masquerade.get(&self.tables.region, self.tables.seed, &0)
     }
 
     /// A port.

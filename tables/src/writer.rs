@@ -11,6 +11,7 @@ use crate::files::{self, WriterLock};
 use crate::keyed::KeyedWriter;
 use crate::layout::{Capacities, Layout, RouteValue, ServiceValue, header};
 use crate::lpm_write::{LpmWriter, RouteTarget};
+use crate::masquerade::Masquerade;
 use crate::op::{Changes, Difference, Op};
 use crate::quiescence::Quiescence;
 use crate::reader::ReaderFactory;
@@ -71,6 +72,7 @@ pub struct Writer {
 /// The writer's private books, one per table.
 pub(crate) struct State {
     pub(crate) settings: KeyedWriter<u64, Settings>,
+    pub(crate) masquerade: KeyedWriter<u64, Masquerade>,
     pub(crate) ports: KeyedWriter<PortId, Port>,
     pub(crate) endpoints: KeyedWriter<Ip, Endpoint>,
     pub(crate) routes: KeyedWriter<Prefix, RouteValue>,
@@ -87,6 +89,7 @@ impl State {
     pub(crate) fn new(layout: &Layout) -> State {
         State {
             settings: KeyedWriter::new(layout.settings),
+            masquerade: KeyedWriter::new(layout.masquerade),
             ports: KeyedWriter::new(layout.ports),
             endpoints: KeyedWriter::new(layout.endpoints),
             routes: KeyedWriter::new(layout.routes),
@@ -101,6 +104,7 @@ impl State {
 
     fn reclaim(&mut self, seen: u64) {
         self.settings.pool.reclaim(seen);
+        self.masquerade.pool.reclaim(seen);
         self.ports.pool.reclaim(seen);
         self.endpoints.pool.reclaim(seen);
         self.routes.pool.reclaim(seen);
@@ -243,6 +247,7 @@ impl Writer {
     fn check_fit(&self, diff: &Difference<'_>) -> Result<(), Shortage> {
         let s = &self.state;
         fits("settings", &s.settings, &diff.settings)?;
+        fits("masquerade", &s.masquerade, &diff.masquerade)?;
         fits("ports", &s.ports, &diff.ports)?;
         fits("endpoints", &s.endpoints, &diff.endpoints)?;
         fits_slots(
@@ -309,6 +314,7 @@ impl Writer {
         let store = Store { region, seed, generation };
         let mut noted = if diff.is_only_services() { Noted::default() } else { Noted::everything() };
         store.set(&mut state.settings, &diff.settings);
+        store.set(&mut state.masquerade, &diff.masquerade);
         store.set(&mut state.ports, &diff.ports);
         store.set(&mut state.neighbours, &diff.neighbours);
         store.set(&mut state.tunnels, &diff.tunnels);

@@ -271,7 +271,7 @@ fn independent_of_numbers(model: Model) -> Model {
                 **group = fairway_tables::Group::new(paths).expect("paths of a group");
             }
             Value::Service(service, _) => service.id = 0,
-            Value::Port(_) | Value::Neighbour(_) => {}
+            Value::Port(_) | Value::Neighbour(_) | Value::Masquerade(_) => {}
         }
         (key, value)
     };

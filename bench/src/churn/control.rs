@@ -7,6 +7,7 @@ use super::{Choices, ChurnError, Times, status_mib};
 use crate::pktgen::cores::on_generator_core;
 use fairway_control::core::{Core, Options};
 use fairway_control::index::Event;
+use fairway_control::masquerade::NatOptions;
 use fairway_control::object::{Kind, ObjectKey};
 use fairway_control::room::DEFAULT_MAX_MIB;
 use fairway_control::{convert, services};
@@ -32,6 +33,7 @@ fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
         max_ports: capacities.ports,
         max_tables_bytes: DEFAULT_MAX_MIB << 20,
         node_port_addresses: Default::default(),
+        nat: NatOptions::default(),
     };
     let mut core = Core::new(options, Writer::open(dir, capacities)?);
     core.take(Vec::new(), vec![cluster.kernel()]);

@@ -43,6 +43,9 @@ pub(super) struct Flow {
     destination: End,
     /// What answers: differs from the destination where it is translated.
     backend: End,
+    /// As whom the answering side sees the source, where that is translated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen_as: Option<End>,
     /// Namespace and name of the service at the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<String>,
@@ -66,6 +69,8 @@ impl Flow {
             source: End::new(original.src, original.sport, names),
             destination: End::new(original.dst, original.dport, names),
             backend: End::new(reply.src, reply.sport, names),
+            seen_as: ((reply.dst, reply.dport) != (original.src, original.sport))
+                .then(|| End::new(reply.dst, reply.dport, names)),
             service: service_of(connection, names),
             state: state_name(connection.state),
             replied: connection.replied,
@@ -79,8 +84,9 @@ impl Flow {
         let translated = self.backend.address() != self.destination.address();
         let backend = if translated { self.backend.address() } else { String::new() };
         let state = if self.replied { self.state.to_owned() } else { format!("{}, no reply", self.state) };
-        let mut row =
-            vec![self.proto.clone(), self.source.address(), self.destination.address(), backend, state];
+        let seen_as = self.seen_as.as_ref().map(End::address).unwrap_or_default();
+        let (source, destination) = (self.source.address(), self.destination.address());
+        let mut row = vec![self.proto.clone(), source, destination, backend, seen_as, state];
         row.push(format!("{} s", self.idle_s));
         if wide {
             row.push(format!("{} s", self.age_s));
@@ -100,7 +106,7 @@ fn service_of(connection: &Connection, names: &Names) -> Option<String> {
 
 pub(super) fn flows(flows: &[Flow], format: Format) -> Result<(), FlowsError> {
     let wide = format == Format::Wide;
-    let mut header = vec!["proto", "source", "destination", "backend", "state", "idle"];
+    let mut header = vec!["proto", "source", "destination", "backend", "seen as", "state", "idle"];
     if wide {
         header.extend(["age", "source pod", "service", "backend pod", "place"]);
     }
@@ -201,12 +207,18 @@ mod tests {
     fn a_flow_shows_addresses_names_and_times() {
         let flow = Flow::new(&connection(), &names(), Now { seconds: 170 });
         let expected =
-            ["tcp", "10.244.1.10:40000", "10.96.0.80:80", "10.244.2.12:8080", "established", "10 s"];
+            ["tcp", "10.244.1.10:40000", "10.96.0.80:80", "10.244.2.12:8080", "", "established", "10 s"];
         assert_eq!(flow.row(false), expected);
-        assert_eq!(flow.row(true)[6..], ["70 s", "shop/client", "shop/web", "", "5"]);
+        assert_eq!(flow.row(true)[7..], ["70 s", "shop/client", "shop/web", "", "5"]);
         let json = serde_json::to_value(&flow).unwrap();
         assert_eq!(json["source"]["pod"], "shop/client");
         assert_eq!((&json["service"], &json["backend"]["port"]), (&"shop/web".into(), &8080.into()));
+        assert_eq!(json.get("seen_as"), None, "its source is its own");
+        let mut translated = connection();
+        translated.tuples[1].dst = Ip::v4([10, 244, 1, 1]);
+        translated.tuples[1].dport = 61_234;
+        let flow = Flow::new(&translated, &names(), Now { seconds: 170 });
+        assert_eq!(flow.row(false)[4], "10.244.1.1:61234");
         let plain = Flow::new(&connection(), &Names::default(), Now { seconds: 100 });
         assert_eq!((plain.service, plain.idle_s), (None, 0), "seen later than now is no age");
     }

@@ -1,6 +1,7 @@
 //! The compiler: what each object, or this node itself, contributes to the tables. Pure functions of the
 //! index's state but for the numbers they claim; the union over all sources is the model.
 
+use super::masquerade::everything;
 use super::pools::{underlay_of, vtep_mac};
 use super::{Index, Source};
 use crate::encapsulation::Encapsulation;
@@ -69,12 +70,16 @@ impl Index {
             cidr.map_or(Ip::UNSPECIFIED, host_address)
         };
         let networks = self.vxlan_networks(node);
-        let settings = tables::Settings {
+        let mut settings = tables::Settings {
             node_ip: underlay_of(node, node.internal_ips[0].is_v4()).unwrap_or(node.internal_ips[0]),
             gateway_ip: names::GATEWAY_IP,
             router_ip: router(true),
             gateway_ip6: names::GATEWAY_IP6,
             router_ip6: router(false),
+            outside_ip: Ip::UNSPECIFIED,
+            outside_ip6: Ip::UNSPECIFIED,
+            host_ip: Ip::UNSPECIFIED,
+            host_ip6: Ip::UNSPECIFIED,
             vni: networks.own.vni,
             pod_mtu: self.pod_mtu(),
             vxlan_port: networks.own.udp_port,
@@ -83,18 +88,23 @@ impl Index {
             gateway_mac: names::GATEWAY_MAC,
             vtep_mac: networks.own.vtep_mac,
             udp_tunnel_port: self.udp_tunnel_port(),
+            snat_first: 0,
+            snat_last: 0,
             takes: self.takes(),
             second_vxlan: networks.second,
         };
+        self.set_snat(node, &mut settings);
         out.insert(Key::Settings, Value::Settings(settings));
         for cidr in &node.pod_cidrs {
             out.insert(Key::Route(*cidr), route(NextHopKind::Local, Ip::UNSPECIFIED));
-            // What no other route matches is the kernel's to forward.
-            let any = if cidr.addr().is_v4() { Ip::v4([0; 4]) } else { Ip::UNSPECIFIED };
-            if let Some(default) = Prefix::new(any, 0) {
-                out.insert(Key::Route(default), route(NextHopKind::Host, Ip::UNSPECIFIED));
-            }
+            // What no other route matches is the kernel's to forward,
+            out.insert(
+                Key::Route(everything(cidr.addr().is_v4())),
+                route(NextHopKind::Host, Ip::UNSPECIFIED),
+            );
         }
+        // unless the engine knows the gateway, and translates.
+        self.compile_masquerade(node, &mut out);
         let on_uplink = |entry: &&(u32, Ip)| Some(entry.0) == self.uplink && !is_link_local(entry.1);
         let uplink_ips = self.facts.addresses.iter().filter(on_uplink).map(|(_, ip)| *ip);
         let own = node.pod_cidrs.iter().map(host_address).chain(node.underlay());
@@ -128,6 +138,11 @@ impl Index {
                 Encapsulation::Udp { .. } => (NextHopKind::UdpTunnel, vtep, PortId::NONE),
             };
             out.insert(Key::Route(*cidr), Value::Route(NextHop::new(kind, addr, port)));
+        }
+        // A node itself sees this node's address instead of pods'.
+        if let Some(next_hop) = next_hop.filter(|_| self.masquerades(local, vtep.is_v4())) {
+            let hop = NextHop::new(NextHopKind::Gateway, next_hop, UPLINK_PORT);
+            out.insert(Key::Route(Prefix::host(vtep)), Value::Route(hop));
         }
         let tunnelled = ways.iter().any(|(_, encapsulation)| *encapsulation != Encapsulation::Direct);
         if let (Some(next_hop), true) = (next_hop, tunnelled) {

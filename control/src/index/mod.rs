@@ -6,6 +6,7 @@
 mod alloc;
 mod compile;
 mod facts;
+mod masquerade;
 mod pools;
 mod report;
 mod services;
@@ -16,6 +17,7 @@ pub use report::{HostPlan, Pending};
 pub use services::{HealthCheck, NodePortAddresses};
 
 use crate::encapsulation::Pool;
+use crate::masquerade::{MasqueradeConfig, NatOptions};
 use crate::model::{Change, Key, Model, Value};
 use crate::names;
 use crate::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service};
@@ -39,6 +41,8 @@ pub struct Config {
     pub max_ports: u32,
     /// Where node ports answer.
     pub node_port_addresses: NodePortAddresses,
+    /// What is translated, and how.
+    pub nat: NatOptions,
 }
 
 /// Something that happened.
@@ -75,6 +79,7 @@ pub struct Index {
     services: BTreeMap<Name, Service>,
     slices: BTreeMap<Name, EndpointSlice>,
     pools: BTreeMap<ObjectKey, Pool>,
+    masquerade_configs: BTreeMap<ObjectKey, MasqueradeConfig>,
     facts: Facts,
 
     /// Number of the uplink's link.
@@ -127,6 +132,7 @@ impl Index {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             pools: BTreeMap::new(),
+            masquerade_configs: BTreeMap::new(),
             facts: Facts::default(),
             uplink: None,
             node_port_ips: BTreeSet::new(),
@@ -173,6 +179,7 @@ impl Index {
     }
 
     fn upsert(&mut self, object: Object, dirty: &mut BTreeSet<Source>) {
+        let key = object.key();
         match object {
             Object::Node(node) => {
                 let name = node.name.clone();
@@ -187,6 +194,10 @@ impl Index {
             }
             Object::Pool(pool) => {
                 self.pools.insert(pool.key(), pool);
+                self.everything_on_the_uplink(dirty);
+            }
+            Object::Masquerade(config) => {
+                self.masquerade_configs.insert(key, config);
                 self.everything_on_the_uplink(dirty);
             }
             Object::Pod(pod) => {
@@ -234,6 +245,10 @@ impl Index {
                 self.pools.remove(key);
                 self.everything_on_the_uplink(dirty);
             }
+            Kind::MasqueradeConfig => {
+                self.masquerade_configs.remove(key);
+                self.everything_on_the_uplink(dirty);
+            }
             Kind::Pod => {
                 self.forget_veth(&name);
                 self.pods.remove(&name);
@@ -277,6 +292,9 @@ impl Index {
             | KernelEvent::RouteGone(prefix, ..) => {
                 self.facts.apply(event);
                 let inside = |node: &&Node| node.underlay().any(|ip| prefix.contains(ip));
+                if prefix.is_empty() {
+                    dirty.insert(Source::Local);
+                }
                 dirty.extend(self.nodes.values().filter(inside).map(|n| Source::Node(n.name.clone())));
             }
             KernelEvent::Neighbour(_, ip, _) => {
@@ -385,8 +403,16 @@ impl Index {
     fn recompile(&mut self, mut dirty: BTreeSet<Source>) -> Vec<Change> {
         let mut touched = BTreeSet::new();
         while let Some(source) = dirty.pop_first() {
-            if let Source::Node(name) = &source {
-                self.track_next_hop(name, &mut dirty);
+            match &source {
+                Source::Local => {
+                    self.track_next_hop("default route", self.exit(true), &mut dirty);
+                    self.track_next_hop("default route (IPv6)", self.exit(false), &mut dirty);
+                }
+                Source::Node(name) => {
+                    let next_hop = self.tunnel_path(name).and_then(|(_, next_hop)| next_hop);
+                    self.track_next_hop(name, next_hop, &mut dirty);
+                }
+                _ => {}
             }
             let new = self.compile(&source);
             self.replace_contribution(&source, new, &mut touched);
@@ -405,8 +431,9 @@ impl Index {
         changes
     }
 
-    fn track_next_hop(&mut self, name: &str, dirty: &mut BTreeSet<Source>) {
-        let new = self.tunnel_path(name).and_then(|(_, next_hop)| next_hop);
+    /// Notes which neighbour somebody's packets go through: a node's, or a default route's. The latter's names are none
+    /// that a node can have.
+    fn track_next_hop(&mut self, name: &str, new: Option<Ip>, dirty: &mut BTreeSet<Source>) {
         let old = self.next_hop_of.get(name).copied();
         if old == new {
             return;

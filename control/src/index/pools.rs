@@ -26,7 +26,7 @@ pub(super) struct Networks {
 }
 
 impl Index {
-    fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
+    pub(super) fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
         self.pools.values()
     }
 
@@ -100,11 +100,6 @@ impl Index {
 
     pub(super) fn pending_pools(&self, push: &mut impl FnMut(String, String)) {
         for pool in self.pools() {
-            if pool.nat_outgoing {
-                let reason = "natOutgoing is not done yet: packets that leave the cluster keep the pod's address, \
-                              unless the node itself translates it";
-                push(pool.key().to_string(), reason.into());
-            }
             if let Some(selector) = &pool.node_selector {
                 push(
                     pool.key().to_string(),

@@ -55,6 +55,10 @@ impl Index {
                 routes.insert(prefix, source);
             }
         }
+        // The stack answers the engine's own address through the engine (docs/nat.md).
+        if let Some(source) = source(names::GATEWAY_IP) {
+            routes.insert(Prefix::host(names::GATEWAY_IP), source);
+        }
         Some(HostPlan { addresses, routes, mtu: self.pod_mtu() })
     }
 
@@ -180,6 +184,7 @@ impl Index {
         }
         self.pending_tunnels(&mut push);
         self.pending_pools(&mut push);
+        self.pending_masquerade(&mut out);
         out
     }
 

@@ -3,6 +3,7 @@
 
 mod netlink;
 mod offload;
+pub mod ports;
 pub mod prepare;
 mod probe;
 mod read;

@@ -2,6 +2,7 @@
 
 use crate::convert::FieldError;
 use crate::object::{Kind, ObjectKey};
+use crate::{masquerade, pools};
 use fairway_tables::{Ip, Prefix};
 use std::fmt;
 
@@ -203,7 +204,7 @@ pub fn proto_name(proto: u8) -> String {
 }
 
 /// API versions that Fairway reads, by kind.
-pub(super) fn known_kind(kind: &str) -> Option<(Kind, &'static [&'static str])> {
+pub(super) fn known_kind(kind: &str, name: Option<&str>) -> Option<(Kind, &'static [&'static str])> {
     match kind {
         "Node" => Some((Kind::Node, &["v1"])),
         "Namespace" => Some((Kind::Namespace, &["v1"])),
@@ -211,7 +212,9 @@ pub(super) fn known_kind(kind: &str) -> Option<(Kind, &'static [&'static str])> 
         "Service" => Some((Kind::Service, &["v1"])),
         "EndpointSlice" => Some((Kind::EndpointSlice, &["discovery.k8s.io/v1"])),
         "IPPool" => Some((Kind::IpPool, &["projectcalico.org/v3", "crd.projectcalico.org/v1"])),
-        "ConfigMap" => Some((Kind::FlannelConfig, &["v1"])),
+        // Of all ConfigMaps only these.
+        "ConfigMap" if name == Some(pools::FLANNEL_CONFIG) => Some((Kind::FlannelConfig, &["v1"])),
+        "ConfigMap" if name == Some(masquerade::CONFIG) => Some((Kind::MasqueradeConfig, &["v1"])),
         _ => None,
     }
 }

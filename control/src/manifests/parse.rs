@@ -4,8 +4,7 @@
 use super::error::{FileProblem, ManifestError, known_kind};
 use crate::convert;
 use crate::object::{Kind, Object};
-use crate::pools;
-use crate::services;
+use crate::{masquerade, pools, services};
 use serde::de::DeserializeOwned;
 use serde_norway::Value;
 use std::collections::BTreeMap;
@@ -158,10 +157,8 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
     let missing = |what| (None, FileProblem::NotAnObject(what));
     let kind_name = value.get("kind").and_then(Value::as_str).ok_or(missing("kind"))?;
     let version = value.get("apiVersion").and_then(Value::as_str).ok_or(missing("apiVersion"))?;
-    // Of all ConfigMaps only Flannel's is of interest.
     let name = value.get("metadata").and_then(|meta| meta.get("name")).and_then(Value::as_str);
-    let is_read = |kind: Kind| kind != Kind::FlannelConfig || name == Some(pools::FLANNEL_CONFIG);
-    let Some((kind, expected)) = known_kind(kind_name).filter(|(kind, _)| is_read(*kind)) else {
+    let Some((kind, expected)) = known_kind(kind_name, name) else {
         *out.ignored.entry(kind_name.to_owned()).or_default() += 1;
         return Ok(());
     };
@@ -183,6 +180,7 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
         Kind::EndpointSlice => convert::endpoint_slice(&typed(value, source)?).map_err(field)?,
         Kind::IpPool => pools::ip_pool(&typed(value, source)?).map_err(field)?,
         Kind::FlannelConfig => pools::flannel(&typed(value, source)?).map_err(field)?,
+        Kind::MasqueradeConfig => masquerade::config(&typed(value, source)?).map_err(field)?,
     };
     out.objects.push(Placed { document: 0, line: 0, object });
     Ok(())

@@ -131,6 +131,7 @@ pub(crate) fn options(run_dir: &Path) -> Options {
         max_ports: 64,
         max_tables_bytes: 1 << 30,
         node_port_addresses: Default::default(),
+        nat: Default::default(),
     }
 }
 

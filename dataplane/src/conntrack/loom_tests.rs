@@ -92,6 +92,24 @@ fn of_two_insertions_of_one_connection_one_succeeds() {
     });
 }
 
+/// What two workers do that give one port to two senders at once: the table is the allocation (docs/nat.md).
+#[test]
+fn of_two_connections_that_want_the_same_reply_one_gets_it() {
+    model(|| {
+        let table = heap(2);
+        let back = Tuple { sport: 80, dport: 61_000, ..tuple(0) };
+        let other = table.clone();
+        let thread = loom::thread::spawn(move || other.insert(&tuple(1), &back, SYN, None, 5));
+        let results = [table.insert(&tuple(2), &back, SYN, None, 5), thread.join().unwrap()];
+        let inserted: Vec<_> = results.iter().flatten().map(|inserted| inserted.conn).collect();
+        assert_eq!(inserted.len(), 1);
+        for error in results.iter().filter_map(|result| result.err()) {
+            assert!(matches!(error, InsertError::Clash(Some(found)) if found.conn == inserted[0]));
+        }
+        check(&table);
+    });
+}
+
 #[test]
 fn a_look_up_sees_a_whole_connection_or_none() {
     model(|| {

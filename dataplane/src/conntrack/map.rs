@@ -10,12 +10,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const MAGIC: [u8; 8] = *b"FWconntk";
 /// Changes with the meaning of any field.
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 4096;
+/// Offset of the secret; zero in files of versions that had none.
+const SECRET: usize = 32;
 /// Offset of the number of places ever used.
 const EVER_USED: usize = 64;
 
@@ -109,6 +111,17 @@ impl Map {
             before_store();
             self.watermark().fetch_max(place + 1, Ordering::Release);
         }
+    }
+
+    /// A number that stays with the table and that nobody outside knows; drawn here if there is none yet.
+    pub(super) fn secret(&self) -> u64 {
+        // SAFETY: eight bytes in the header, aligned; atomics only, as below.
+        let secret = unsafe { &*self.raw.as_mut_ptr().add(SECRET).cast::<AtomicU64>() };
+        if secret.load(Ordering::Relaxed) == 0 {
+            before_store();
+            secret.store(crate::random_seed() | 1, Ordering::Relaxed);
+        }
+        secret.load(Ordering::Relaxed)
     }
 
     fn watermark(&self) -> &AtomicU32 {

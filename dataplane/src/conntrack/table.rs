@@ -128,6 +128,7 @@ pub(super) struct Inner {
     pub(super) chains: Chains,
     pub(super) ledger: Ledger,
     timeouts: Timeouts,
+    secret: u64,
 }
 
 impl Conntrack {
@@ -149,9 +150,16 @@ impl Conntrack {
 
     fn over(map: Map, timeouts: Timeouts) -> Conntrack {
         let capacity = map.entries().len();
-        let inner = Inner { chains: Chains::new(capacity), ledger: Ledger::new(capacity), timeouts, map };
+        let secret = map.secret();
+        let (chains, ledger) = (Chains::new(capacity), Ledger::new(capacity));
+        let inner = Inner { chains, ledger, timeouts, secret, map };
         inner.rebuild();
         Conntrack { inner: Arc::new(inner) }
+    }
+
+    /// A number that stays with the table, whichever process has it open, and that nobody outside knows.
+    pub fn secret(&self) -> u64 {
+        self.inner.secret
     }
 
     /// Finds either direction of a connection. Takes no lock.

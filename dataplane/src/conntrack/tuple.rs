@@ -84,7 +84,8 @@ impl Tuple {
         }
     }
 
-    pub(super) fn hash(&self, seed: u64) -> u64 {
+    /// A well-mixed hash.
+    pub(crate) fn hash(&self, seed: u64) -> u64 {
         let words = self.to_words();
         let mut hash = seed;
         for pair in words.chunks_exact(2) {

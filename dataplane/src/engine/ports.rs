@@ -8,7 +8,7 @@ use crate::worker::PollMode;
 use fairway_pmd::Queue;
 use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
 use fairway_pmd::steering::{LinkState, PortClass, Steering, SteeringError};
-use fairway_tables::{Change, NextHopKind, OpenError, Port, PortId, PortKind, Reader, Settings, View};
+use fairway_tables::{Change, Ip, NextHopKind, OpenError, Port, PortId, PortKind, Reader, Settings, View};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
@@ -146,11 +146,15 @@ impl Ports {
         let ports: Vec<u16> = ports.into_iter().filter(|port| *port != 0).collect();
         let ipip = settings.takes & Settings::TAKES_IPIP != 0;
         let protocols: &[u8] = if ipip { &[proto::IPIP] } else { &[] };
+        let sources =
+            [settings.outside_ip, settings.outside_ip6].into_iter().filter(|ip| *ip != Ip::UNSPECIFIED);
+        let sources: Vec<IpAddr> = sources.map(IpAddr::from).collect();
         let steered = self
             .steering
             .set_node(&[settings.node_ip.into()], &ports)
             .and_then(|()| self.steering.set_protocols(protocols))
-            .and_then(|()| self.steering.set_pod_prefixes(pods));
+            .and_then(|()| self.steering.set_pod_prefixes(pods))
+            .and_then(|()| self.steering.set_snat(&sources, &(settings.snat_first..=settings.snat_last)));
         self.is_steered = steered.is_ok();
         if let Err(error) = steered {
             tracing::error!(%error, "not all packets from other nodes are steered to the engine");

@@ -165,7 +165,7 @@ pub struct FlowEntry {
     pub new_ports: u32,
     /// What to add to the IPv4 header checksum (RFC 1624): addresses and the TTL.
     pub ip_delta: u16,
-    /// What to add to the TCP or UDP checksum.
+    /// What to add to the TCP, UDP or ICMP checksum.
     pub l4_delta: u16,
     /// The rest.
     pub binding: Binding,

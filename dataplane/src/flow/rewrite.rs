@@ -4,7 +4,7 @@
 use super::{Binding, FlowEntry, Template};
 use crate::parse::Parsed;
 use crate::wire::{
-    ETH_LEN, checksum, ipip, ipv4, proto, put_raw16, put_raw32, raw16, sctp, udp_tunnel, vxlan,
+    ETH_LEN, checksum, icmp, ipip, ipv4, proto, put_raw16, put_raw32, raw16, sctp, udp_tunnel, vxlan,
 };
 use fairway_pmd::Frame;
 use fairway_tables::DropReason;
@@ -121,7 +121,10 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed, entry: &Rewrite) -> Result<(), 
         proto::SCTP => {
             sctp::rewrite_ports(l4, parsed.key.ports, entry.new_ports).ok_or(DropReason::Truncated)?;
         }
-        // An echo message's checksum does not cover addresses, and its identifier is not translated.
+        proto::ICMP => {
+            let message = l4.first_chunk_mut::<8>().ok_or(DropReason::Truncated)?;
+            icmp::rewrite_echo(message, entry.new_ports, entry.l4_delta);
+        }
         _ => {}
     }
     Ok(())

@@ -3,7 +3,7 @@
 use super::rewrite::put_in_front;
 use super::{Binding, FlowEntry6, Template};
 use crate::parse6::Parsed6;
-use crate::wire::{ETH_LEN, checksum, ipv6, proto, put_raw16, put_raw32, raw16, sctp};
+use crate::wire::{ETH_LEN, checksum, icmp, ipv6, proto, put_raw16, put_raw32, raw16, sctp};
 use fairway_pmd::Frame;
 use fairway_tables::DropReason;
 
@@ -64,9 +64,8 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed6, entry: &FlowEntry6) -> Result<
             sctp::rewrite_ports(l4, parsed.key.ports, entry.new_ports).ok_or(DropReason::Truncated)?;
         }
         proto::ICMPV6 => {
-            let message = l4.first_chunk_mut::<4>().ok_or(DropReason::Truncated)?;
-            let sum = checksum::update(raw16(message, 2), entry.l4_delta);
-            put_raw16(message, 2, sum);
+            let message = l4.first_chunk_mut::<8>().ok_or(DropReason::Truncated)?;
+            icmp::rewrite_echo(message, entry.new_ports, entry.l4_delta);
         }
         _ => {}
     }

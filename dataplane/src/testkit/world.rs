@@ -9,8 +9,9 @@ use crate::wire::vxlan::Encap;
 use crate::{Now, TxBatches, WorkerState, process};
 use fairway_pmd::{Burst, FrameCache, Umem, UmemConfig};
 use fairway_tables::{
-    Backend, Capacities, Endpoint, Ip, Mac, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port, PortId,
-    PortKind, Prefix, Reader, ReaderFactory, Service, ServiceKey, Settings, Tables, Tunnel, Vxlan, Writer,
+    Backend, Capacities, Endpoint, Ip, Mac, Masquerade, Neighbour, NeighbourKey, NextHop, NextHopKind, Op,
+    Port, PortId, PortKind, Prefix, Reader, ReaderFactory, Service, ServiceKey, Settings, Tables, Tunnel,
+    Vxlan, Writer,
 };
 
 /// Clients of services that are remembered.
@@ -62,6 +63,31 @@ pub mod addr {
         [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee];
     /// This node's own IPv6 address among its pods'.
     pub const ROUTER6: [u8; 16] = [0xfd, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+    /// This node's IPv6 address on the uplink.
+    pub const NODE6: [u8; 16] = [0xfd, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    /// Translated IPv6 source towards the node's own network stack.
+    pub const HOST6: [u8; 16] =
+        [0xfd, 0, 0, 0x10, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    /// The router that leads out of the cluster.
+    pub const EXIT: [u8; 4] = [192, 168, 77, 254];
+    /// Its IPv6 address.
+    pub const EXIT6: [u8; 16] = [0xfd, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfe];
+    /// Its Ethernet address.
+    pub const EXIT_MAC: Mac = Mac([2, 0, 0, 0, 2, 0xfe]);
+
+    /// Station `n` outside the cluster.
+    pub fn outside(n: u8) -> [u8; 4] {
+        [203, 0, 113, n]
+    }
+
+    /// Its IPv6 address.
+    pub fn outside6(n: u8) -> [u8; 16] {
+        [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n]
+    }
+
+    /// Ports of translated sources.
+    pub const SNAT_PORTS: (u16, u16) = (61_000, 65_535);
 
     /// IPv6 address of local pod `n`, in fd00:10::/64.
     pub fn pod6(n: u16) -> [u8; 16] {
@@ -200,6 +226,10 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
             router_ip: ip(addr::ROUTER),
             gateway_ip6: Ip(addr::GATEWAY6),
             router_ip6: Ip(addr::ROUTER6),
+            outside_ip: ip(addr::NODE),
+            outside_ip6: Ip(addr::NODE6),
+            host_ip: ip(addr::GATEWAY),
+            host_ip6: Ip(addr::HOST6),
             vni: addr::VNI,
             pod_mtu: 1450,
             vxlan_port: 4789,
@@ -208,6 +238,8 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
             gateway_mac: addr::GATEWAY_MAC,
             vtep_mac: addr::VTEP,
             udp_tunnel_port: addr::UDP_TUNNEL_PORT,
+            snat_first: addr::SNAT_PORTS.0,
+            snat_last: addr::SNAT_PORTS.1,
             takes: Settings::TAKES_IPIP | Settings::TAKES_DIRECT,
             second_vxlan: addr::SECOND_VXLAN,
         }),
@@ -285,6 +317,28 @@ impl World {
         }
     }
 
+    /// Has pods reach stations outside the cluster through a router on the uplink, with the node's address; and the node's
+    /// own stack reached by each of the node's addresses.
+    pub fn open_outside(&mut self) {
+        let exit = [(Ip::v4(addr::EXIT), Ip::v4([0; 4])), (Ip(addr::EXIT6), Ip::UNSPECIFIED)];
+        for (router, any) in exit {
+            let key = NeighbourKey { ip: router, port: addr::UPLINK, reserved: 0 };
+            self.apply(Op::SetNeighbour(key, Neighbour { mac: addr::EXIT_MAC, reserved: 0 }));
+            let all = Prefix::new(any, 0).expect("the length is valid");
+            self.apply(Op::SetRoute(all, NextHop::new(NextHopKind::Gateway, router, addr::UPLINK)));
+        }
+        let own = [Ip::v4(addr::NODE), Ip::v4(addr::ROUTER), Ip(addr::NODE6), Ip(addr::ROUTER6)];
+        for ip in own {
+            let host = NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE);
+            self.apply(Op::SetRoute(Prefix::host(ip), host));
+        }
+        let cluster = [(Ip::v4([10, 240, 0, 0]), 12), (Ip([0xfd; 16]), 8)];
+        let cluster = cluster.map(|(ip, len)| Prefix::new(ip, len).expect("lengths are valid"));
+        let families = Masquerade::V4 | Masquerade::V6;
+        let record = Masquerade::new(families, &cluster).expect("two prefixes fit");
+        self.apply(Op::SetMasquerade(Box::new(record)));
+    }
+
     /// Changes how packets go to the pods of remote node `n`.
     pub fn set_way(&mut self, n: u8, kind: NextHopKind) {
         let prefix = Prefix::new(Ip::v4(addr::remote_pod(n, 0)), 24).expect("the length is valid");
@@ -300,9 +354,16 @@ impl World {
 
     /// Adds or replaces a service of either family.
     pub fn set_service_at(&mut self, key: ServiceKey, id: u32, backends: &[(Ip, u16)]) {
+        self.set_service_record(key, Service { id, flags: 0, affinity_timeout_s: 0 }, backends);
+    }
+
+    /// Adds or replaces a service with flags of its own.
+    pub fn set_service_record(&mut self, key: ServiceKey, service: Service, backends: &[(Ip, u16)]) {
         let backend = |(ip, port): &(Ip, u16)| Backend { ip: *ip, port: *port, flags: 0 };
-        let targets = backends.iter().map(backend).collect::<Vec<_>>().into();
-        let service = Service { id, flags: 0, affinity_timeout_s: 0 };
+        let mut backends: Vec<Backend> = backends.iter().map(backend).collect();
+        // As control writes them.
+        backends.sort_unstable();
+        let targets = backends.into();
         self.apply(Op::SetService(key, service, targets));
     }
 

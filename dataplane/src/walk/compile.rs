@@ -29,7 +29,11 @@ pub(crate) fn compile(
         new_dst,
         new_ports,
         ip_delta: checksum::fold(addresses + u64::from(checksum::TTL_DELTA)),
-        l4_delta: checksum::fold(addresses + checksum::delta32(parsed.key.ports, new_ports)),
+        l4_delta: checksum::fold(match parsed.key.proto() {
+            // An echo message's checksum does not cover addresses.
+            proto::ICMP => checksum::delta_echo(parsed.key.ports, new_ports),
+            _ => addresses + checksum::delta32(parsed.key.ports, new_ports),
+        }),
         binding: binding(worker, bound, way, template, parsed.key.hash(worker.flows.seed()), now),
     })
 }
@@ -51,7 +55,10 @@ pub(crate) fn compile6(
     let new_ports = ports(bound, parsed.key.ports);
     let delta = checksum::delta(&parsed.key.src, &new_src)
         + checksum::delta(&parsed.key.dst, &new_dst)
-        + checksum::delta32(parsed.key.ports, new_ports);
+        + match parsed.key.proto() {
+            proto::ICMPV6 => checksum::delta_echo(parsed.key.ports, new_ports),
+            _ => checksum::delta32(parsed.key.ports, new_ports),
+        };
     let hash = FlowEntry6::hash(&parsed.key, worker.flows6.seed());
     Ok(FlowEntry6 {
         key: parsed.key,

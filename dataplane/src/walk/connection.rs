@@ -1,19 +1,17 @@
 //! The connection that a packet belongs to: a known one keeps its binding whatever the tables now say (I6);
 //! a new one is bound here.
 
-use super::service::{self, Candidates};
+use super::service::{self, Candidates, Choice};
+use super::snat::{self, Sources};
 use crate::clock::Now;
-use crate::conntrack::{ConnRef, Direction, Found, InsertError, Inserted, Tuple};
+use crate::conntrack::{ConnRef, Conntrack, Direction, Found, InsertError, Inserted, Tuple};
 use crate::family::Parcel;
 use crate::freshness::Dependency;
 use crate::parse::Ingress;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, ServiceView, View};
-
-/// How many backends are tried when a tuple clashes.
-const ATTEMPTS: usize = 4;
+use fairway_tables::{DropReason, PortKind, ServiceView, View};
 
 /// What a packet's connection makes of it.
 pub(crate) struct Bound {
@@ -37,13 +35,23 @@ pub(super) fn untracked(tuple: Tuple) -> Bound {
 pub(super) fn check_untranslated(
     worker: &WorkerState,
     tables: View<'_>,
+    ingress: &Ingress,
     tuple: &Tuple,
 ) -> Result<(), DropReason> {
     let translated = worker.conntrack.lookup(tuple).is_some_and(|found| found.translated() != *tuple);
     if translated || service::find(tables, tuple).is_some() {
         return Err(DropReason::Fragment);
     }
-    Ok(())
+    check_source_stays(tables, ingress, tuple)
+}
+
+/// Refuses a fragment from whose addresses alone it is plain that it would have to leave with another source.
+pub(super) fn check_source_stays(
+    tables: View<'_>,
+    ingress: &Ingress,
+    tuple: &Tuple,
+) -> Result<(), DropReason> {
+    if snat::is_due(tables, ingress, tuple) { Err(DropReason::Fragment) } else { Ok(()) }
 }
 
 pub(super) fn find_or_begin(
@@ -56,7 +64,7 @@ pub(super) fn find_or_begin(
     let tuple = packet.tuple();
     if let Some(found) = worker.conntrack.lookup(&tuple) {
         let reused = opens(packet) && found.state.may_be_reused();
-        if !reused && !lost_its_backend(tables, &found, &tuple, packet) {
+        if !reused && !lost_its_backend(tables, &found, &tuple, packet) && !lost_its_source(tables, &found) {
             return Ok(known(worker, tables, &found, tuple, packet, now));
         }
         worker.conntrack.remove(found.conn);
@@ -77,9 +85,16 @@ fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &imp
     }
     let leaves = found.translated();
     let listed = |service: ServiceView<'_>| {
-        service.backends().any(|backend| backend.ip == leaves.dst && backend.port == leaves.dport)
+        let sets = [service.cluster(), service.local()];
+        sets.iter().any(|set| set.position(leaves.dst, leaves.dport).is_some())
     };
     leaves != *tuple && service::find(tables, tuple).is_some_and(|service| !listed(service))
+}
+
+/// Whether a connection leaves with an address of this node that it does not have any more. No reply would come.
+fn lost_its_source(tables: View<'_>, found: &Found) -> bool {
+    found.direction == Direction::Original
+        && snat::is_outdated(&tables.settings(), &found.tuples[0], &found.translated())
 }
 
 fn known(
@@ -94,13 +109,16 @@ fn known(
     let leaves = found.translated();
     // Only a request's translation follows from a service (see `lost_its_backend`).
     let dependency = match found.direction {
-        Direction::Original if leaves != tuple => service::find(tables, &tuple)
-            .map_or(Dependency::ANY_SERVICE, |service| Dependency::service(service.service().id)),
+        Direction::Original if leaves.dst != tuple.dst || leaves.dport != tuple.dport => {
+            service::find(tables, &tuple)
+                .map_or(Dependency::ANY_SERVICE, |service| Dependency::service(service.service().id))
+        }
         _ => Dependency::NONE,
     };
     Bound { arrives: tuple, leaves, conn: Some((found.conn, found.direction)), dependency }
 }
 
+/// Begins the connection of a packet that belongs to none.
 fn begin(
     worker: &mut WorkerState,
     tables: View<'_>,
@@ -109,43 +127,100 @@ fn begin(
     now: Now,
 ) -> Result<Bound, DropReason> {
     let tuple = packet.tuple();
+    if is_for_the_host(tables, ingress, packet) {
+        return Ok(untracked(tuple));
+    }
     if tuple.proto == proto::TCP && packet.tcp_flags() & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
     }
     let candidates = Candidates::of(worker, tables, ingress, packet, now)?;
+    let choice = match &candidates {
+        Some(candidates) => candidates.choice(0).ok_or(DropReason::NoBackend)?,
+        None => Choice { leaves: tuple, masquerade: false },
+    };
     let id = candidates.as_ref().map(Candidates::id);
-    for attempt in 0..ATTEMPTS {
-        let leaves = match &candidates {
-            Some(candidates) => candidates.choice(attempt).ok_or(DropReason::NoBackend)?.leaves,
-            None => tuple,
+    let secret = worker.conntrack.secret();
+    let sources = Sources::of(tables, ingress, &tuple, choice.leaves, choice.masquerade, secret)?;
+    match insert(&worker.conntrack, packet, sources, id, now)? {
+        New::Inserted(Inserted { conn, evicted }, leaves) => {
+            worker.counters.add(Counter::ConntrackNew, 1);
+            worker.counters.add(Counter::ConntrackEvicted, u64::from(evicted));
+            let dependency = id.map_or(Dependency::NONE, Dependency::service);
+            let conn = Some((conn, Direction::Original));
+            Ok(Bound { arrives: tuple, leaves, conn, dependency })
+        }
+        New::Exists(found) => Ok(known(worker, tables, &found, tuple, packet, now)),
+    }
+}
+
+/// Whether a packet from outside that belongs to no connection, and to no service, is for the node's own network stack,
+/// which keeps its own account of connections.
+fn is_for_the_host(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -> bool {
+    ingress.kind == PortKind::Uplink
+        && packet.outer().is_none()
+        && snat::is_shared_with_the_host(&tables.settings(), packet.tuple().dst)
+        && service::find(tables, &packet.tuple()).is_none()
+}
+
+/// How an insertion came out.
+enum New {
+    /// With this tuple its packets leave.
+    Inserted(Inserted, Tuple),
+    /// Another worker was faster.
+    Exists(Found),
+}
+
+/// Inserts a packet's connection with the first source with which its replies come back unlike any other connection's.
+fn insert(
+    conntrack: &Conntrack,
+    packet: &impl Parcel,
+    sources: Sources,
+    service: Option<u32>,
+    now: Now,
+) -> Result<New, DropReason> {
+    let tuple = packet.tuple();
+    let try_to = |leaves: &Tuple| {
+        conntrack.insert(&tuple, &leaves.reversed(), packet.tcp_flags(), service, now.seconds)
+    };
+    // A connection that is over may give up its tuple to a new one, but only its own client's at once: a server that
+    // remembers it would take another client's sequence numbers for old ones.
+    let mut over = None;
+    for leaves in sources.tuples() {
+        let mut inserted = match conntrack.lookup(&leaves.reversed()) {
+            Some(other) => Err(InsertError::Clash(Some(other))),
+            None => try_to(&leaves),
         };
-        let back = leaves.reversed();
-        let insert = |worker: &WorkerState| {
-            worker.conntrack.insert(&tuple, &back, packet.tcp_flags(), id, now.seconds)
-        };
-        let mut inserted = insert(worker);
-        if let Err(InsertError::Clash(Some(other))) = &inserted
+        if let Err(InsertError::Clash(Some(other))) = inserted
             && opens(packet)
             && other.state.may_be_reused()
         {
-            // The other connection is over; its tuple is free to be used again.
-            worker.conntrack.remove(other.conn);
-            inserted = insert(worker);
+            if other.tuples[0].src == tuple.src {
+                conntrack.remove(other.conn);
+                inserted = try_to(&leaves);
+            } else {
+                over.get_or_insert((other.conn, leaves));
+            }
         }
         match inserted {
-            Ok(Inserted { conn, evicted }) => {
-                worker.counters.add(Counter::ConntrackNew, 1);
-                worker.counters.add(Counter::ConntrackEvicted, u64::from(evicted));
-                let dependency = id.map_or(Dependency::NONE, Dependency::service);
-                let conn = Some((conn, Direction::Original));
-                return Ok(Bound { arrives: tuple, leaves, conn, dependency });
-            }
-            Err(InsertError::Exists(found)) => return Ok(known(worker, tables, &found, tuple, packet, now)),
-            Err(InsertError::Full) => return Err(DropReason::ConntrackFull),
-            Err(InsertError::Share) => return Err(DropReason::ConntrackShare),
-            Err(InsertError::Clash(_)) if candidates.is_some() => {}
-            Err(InsertError::Clash(_)) => break,
+            Err(InsertError::Clash(_)) => {}
+            other => return new(other, leaves),
         }
     }
-    Err(DropReason::TupleClash)
+    if let Some((conn, leaves)) = over {
+        conntrack.remove(conn);
+        if let Ok(inserted) = try_to(&leaves) {
+            return Ok(New::Inserted(inserted, leaves));
+        }
+    }
+    Err(if sources.has_ports() { DropReason::SnatPortsExhausted } else { DropReason::TupleClash })
+}
+
+fn new(inserted: Result<Inserted, InsertError>, leaves: Tuple) -> Result<New, DropReason> {
+    match inserted {
+        Ok(inserted) => Ok(New::Inserted(inserted, leaves)),
+        Err(InsertError::Exists(found)) => Ok(New::Exists(found)),
+        Err(InsertError::Full) => Err(DropReason::ConntrackFull),
+        Err(InsertError::Share) => Err(DropReason::ConntrackShare),
+        Err(InsertError::Clash(_)) => Err(DropReason::TupleClash),
+    }
 }

@@ -1,6 +1,6 @@
 //! Tier 2: a packet's whole way through the tables, one stage per file, in this order:
 //! [`source`] (may it come from there?), [`connection`] (known? else [`service`] and a new one; for an ICMP error
-//! [`related`]: does it speak of a known one?), [`route`] (where to, and through what neighbour or tunnel?), [`compile`]
+//! [`related`]: does it speak of a known one? [`snat`]: does it leave with another source?), [`route`] (where to, and through what neighbour or tunnel?), [`compile`]
 //! (the flow entry that says all this). Both address families go the same way.
 
 mod compile;
@@ -8,6 +8,7 @@ mod connection;
 mod related;
 mod route;
 mod service;
+mod snat;
 mod source;
 
 pub(crate) use compile::{compile, compile6};
@@ -16,6 +17,7 @@ pub(crate) use related::{translate, translate6};
 pub(crate) use route::Way;
 
 use crate::clock::Now;
+use crate::conntrack::Tuple;
 use crate::family::Parcel;
 use crate::parse::Ingress;
 use crate::state::WorkerState;
@@ -26,6 +28,8 @@ use fairway_tables::{DropReason, PortKind, View};
 pub(crate) enum Outcome<E> {
     /// Forward so.
     Forward(E),
+    /// Forward this one so; the next like it may belong to a connection.
+    Once(E),
     /// The packet is for the gateway itself.
     Gateway,
 }
@@ -39,16 +43,24 @@ pub(crate) fn walk<P: Parcel>(
     now: Now,
 ) -> Result<Outcome<P::Entry>, DropReason> {
     source::check(tables, ingress, packet)?;
-    if packet.tuple().dst == tables.settings().gateway_ip {
+    if is_for_the_gateway(worker, tables, &packet.tuple()) {
         return Ok(Outcome::Gateway);
     }
     let bound = if packet.is_fragment() {
+        connection::check_source_stays(tables, ingress, &packet.tuple())?;
         connection::untracked(packet.tuple())
     } else {
         connection::find_or_begin(worker, tables, ingress, packet, now)?
     };
-    let way = route::resolve(tables, ingress, &bound.leaves)?;
-    packet.compile(worker, &bound, &way, now).map(Outcome::Forward)
+    let way = route::resolve(tables, ingress, &bound)?;
+    let entry = packet.compile(worker, &bound, &way, now)?;
+    let once = bound.conn.is_none() && !packet.is_fragment();
+    Ok(if once { Outcome::Once(entry) } else { Outcome::Forward(entry) })
+}
+
+/// Whether a packet is for the gateway itself, and is no reply to what the gateway's address stood in for.
+fn is_for_the_gateway(worker: &WorkerState, tables: View<'_>, tuple: &Tuple) -> bool {
+    tuple.dst == tables.settings().gateway_ip && worker.conntrack.lookup(tuple).is_none()
 }
 
 /// Walks a packet that begins no connection: the first fragment of a datagram, or an ICMP message other than echo. An
@@ -66,7 +78,7 @@ pub(crate) fn walk_single<P: Parcel>(
         return Ok(Outcome::Gateway);
     }
     if packet.is_fragment() {
-        connection::check_untranslated(worker, tables, &packet.tuple())?;
+        connection::check_untranslated(worker, tables, ingress, &packet.tuple())?;
     } else {
         packet.translate(worker, frame)?;
     }
@@ -94,6 +106,6 @@ fn way_of<P: Parcel>(
     now: Now,
 ) -> Result<P::Entry, DropReason> {
     let bound = connection::untracked(packet.tuple());
-    let way = route::resolve(tables, ingress, &bound.leaves)?;
+    let way = route::resolve(tables, ingress, &bound)?;
     packet.compile(worker, &bound, &way, now)
 }

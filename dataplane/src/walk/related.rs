@@ -1,7 +1,7 @@
 //! ICMP errors about translated packets (RFC 5508 section 4, RFC 3022 section 4.3): the sender must find in the
 //! quotation the packet that it sent, not the one that the translation made of it.
 
-use crate::conntrack::Tuple;
+use crate::conntrack::{Direction, Found, Tuple};
 use crate::flow::{FlowKey, FlowKey6};
 use crate::parse::Parsed;
 use crate::parse6::Parsed6;
@@ -14,8 +14,8 @@ use fairway_tables::{DropReason, Ip};
 /// Translates an ICMP error as a reply of the connection that its quotation belongs to, if there is one. Other
 /// messages stay as they are.
 ///
-/// The error's own source is replaced only if it is the quoted destination: a router on the way speaks for itself,
-/// and traceroute should show it.
+/// The error's own source is replaced only if it is the quoted destination, or if the one who is told knows the
+/// connection by an address of this node: else a router on the way speaks for itself, and traceroute should show it.
 ///
 /// # Errors
 /// [`DropReason::BadIcmp`] if the message's checksum is wrong: translation would mend it.
@@ -44,7 +44,7 @@ pub(crate) fn translate(
     }
     quoted.rewrite(&mut message[icmp::LEN..], dst, src, ports_to_raw(leaves.dport, leaves.sport));
     icmp::finish(message);
-    if parsed.key.src == quoted.dst {
+    if parsed.key.src == quoted.dst || has_other_source(&found) {
         parsed.key.src = src;
     }
     parsed.key.dst = dst;
@@ -55,6 +55,12 @@ pub(crate) fn translate(
     put_raw16(ip, ipv4::CHECKSUM, sum);
     worker.counters.add(Counter::IcmpTranslated, 1);
     Ok(())
+}
+
+/// Whether errors about a connection's replies go to one who sees an address of this node in place of its client's. Other
+/// addresses may mean nothing there (RFC 5508 REQ-5).
+fn has_other_source(found: &Found) -> bool {
+    found.direction == Direction::Original && found.translated().src != found.tuples[0].src
 }
 
 fn raw(ip: Ip) -> Option<u32> {
@@ -88,7 +94,7 @@ pub(crate) fn translate6(
     }
     let ports = ports_to_raw(leaves.dport, leaves.sport);
     icmpv6::rewrite_quoted(&mut message[icmpv6::LEN..], &quoted, &leaves.dst.0, &leaves.src.0, ports);
-    if parsed.key.src == dst {
+    if parsed.key.src == dst || has_other_source(&found) {
         parsed.key.src = leaves.src.0;
     }
     parsed.key.dst = leaves.dst.0;

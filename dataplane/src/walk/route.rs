@@ -1,6 +1,6 @@
 //! Where a packet leaves, and what goes in front of it: longest prefix match, then pod, tunnel or neighbour.
 
-use crate::conntrack::Tuple;
+use super::connection::Bound;
 use crate::flow::{Binding, Template, TemplateKey};
 use crate::parse::Ingress;
 use crate::wire::{ipip, udp_tunnel, vxlan};
@@ -20,8 +20,9 @@ pub(crate) struct Way {
     pub(crate) encapsulation: u32,
 }
 
-/// The way out of packets that leave with this tuple. Where a route has several next hops, the tuple chooses.
-pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, leaves: &Tuple) -> Result<Way, DropReason> {
+/// The way out of packets of a connection. Where a route has several next hops, the tuple with which they leave chooses.
+pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, bound: &Bound) -> Result<Way, DropReason> {
+    let leaves = &bound.leaves;
     let dst = leaves.dst;
     let hop = tables.route_for(dst, leaves.path_hash()).ok_or(DropReason::NoRoute)?;
     let settings = tables.settings();
@@ -32,7 +33,7 @@ pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, leaves: &Tuple) -> Re
             tunnel(tables, &settings, hop.addr, kind)
         }
         NextHopKind::Gateway => gateway(tables, &hop, dst),
-        NextHopKind::Host => host(tables, &settings, ingress),
+        NextHopKind::Host => host(tables, &settings, ingress, bound),
         NextHopKind::Blackhole => Err(DropReason::Blackhole),
     }
 }
@@ -104,9 +105,9 @@ fn gateway(tables: View<'_>, hop: &NextHop, dst: Ip) -> Result<Way, DropReason> 
     })
 }
 
-/// To the node's own stack; what came from there is not sent back, since it would come again.
-fn host(tables: View<'_>, settings: &Settings, ingress: &Ingress) -> Result<Way, DropReason> {
-    if ingress.kind == PortKind::Host {
+/// To the node's own stack; what came from there is not sent back as it is, since it would come again.
+fn host(tables: View<'_>, settings: &Settings, ingress: &Ingress, bound: &Bound) -> Result<Way, DropReason> {
+    if ingress.kind == PortKind::Host && bound.leaves == bound.arrives {
         return Err(DropReason::NoRoute);
     }
     let port = open_port(tables, settings.host)?;

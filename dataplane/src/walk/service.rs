@@ -64,7 +64,6 @@ pub(super) struct Choice {
     pub(super) leaves: Tuple,
     /// The backend must see one of this node's own addresses instead of the client's: its replies would not pass here
     /// otherwise.
-    #[expect(dead_code, reason = "for source translation, which follows")]
     pub(super) masquerade: bool,
 }
 

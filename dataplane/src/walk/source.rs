@@ -1,10 +1,11 @@
 //! May this packet come from where it came? (RFC 2827, RFC 1812 section 5.3.7/5.3.8.)
 
+use super::service;
 use crate::conntrack::Tuple;
 use crate::family::Parcel;
 use crate::parse::Ingress;
 use crate::wire::{ipv4, ipv6};
-use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, PortKind, View};
+use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, PortKind, Settings, View};
 
 /// Refuses martians, pods that send from an address not theirs, nodes that send for pods not theirs through a tunnel,
 /// a host that sends from a pod's address, and what comes without encapsulation where it is due, or in transit.
@@ -28,7 +29,7 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -
                 let paths = tables.paths(src);
                 paths.is_some_and(|paths| paths.paths().iter().any(|path| way_back(path.next_hop)))
             }
-            None if is_for_this_node(tables, dst) => comes_directly(tables, ingress, src),
+            None if is_taken_directly(tables, &packet.tuple()) => comes_directly(tables, ingress, src),
             None => return Err(DropReason::NotForUs),
         },
     };
@@ -43,10 +44,16 @@ fn is_martian(ip: Ip) -> bool {
     }
 }
 
-/// Whether `dst` is a pod of this node, or the node's own address among them.
-fn is_for_this_node(tables: View<'_>, dst: Ip) -> bool {
+/// Whether packets with this tuple may come in by the uplink without encapsulation: to the node's address there or to a
+/// service; and to a pod of this node or the node's own address among them, if that is how pods are reached.
+fn is_taken_directly(tables: View<'_>, tuple: &Tuple) -> bool {
+    let (settings, dst) = (tables.settings(), tuple.dst);
+    if dst == settings.outside_ip || dst == settings.outside_ip6 || service::find(tables, tuple).is_some() {
+        return true;
+    }
     let kind = tables.route(dst).and_then(|hop| hop.kind());
-    kind == Some(NextHopKind::Local) || dst == tables.settings().router_ip
+    let is_pods = kind == Some(NextHopKind::Local) || dst == settings.router_ip || dst == settings.router_ip6;
+    is_pods && settings.takes & Settings::TAKES_DIRECT != 0
 }
 
 /// Whether packets from `src` may come in by the uplink without encapsulation: those of pods to which packets leave so
@@ -55,7 +62,14 @@ fn comes_directly(tables: View<'_>, ingress: &Ingress, src: Ip) -> bool {
     let settings = tables.settings();
     let leaves_so = |hop: NextHop| match hop.kind() {
         Some(NextHopKind::Gateway) => hop.port == ingress.port,
-        Some(NextHopKind::Host) => src != settings.node_ip && src != settings.router_ip,
+        Some(NextHopKind::Host) => ![
+            settings.node_ip,
+            settings.router_ip,
+            settings.router_ip6,
+            settings.outside_ip,
+            settings.outside_ip6,
+        ]
+        .contains(&src),
         _ => false,
     };
     tables.paths(src).is_some_and(|paths| paths.paths().iter().any(|path| leaves_so(path.next_hop)))

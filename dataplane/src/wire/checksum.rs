@@ -4,6 +4,8 @@
 //! only on what is changed, not on the packet, so a flow computes it once: HC' = ~(~HC + delta), equation 3
 //! of RFC 1624. All words are in memory order.
 
+use super::raw16;
+
 /// What decrementing the TTL by one adds: the word (TTL, protocol) loses 0x0100 in network order.
 pub const TTL_DELTA: u16 = u16::from_ne_bytes([0xfe, 0xff]);
 
@@ -43,6 +45,12 @@ pub fn ipv4_header_ok(header: &[u8; 20]) -> bool {
 /// The delta of changing one 32-bit field.
 pub fn delta32(old: u32, new: u32) -> u64 {
     u64::from(!old & 0xffff) + u64::from(!old >> 16) + u64::from(new & 0xffff) + u64::from(new >> 16)
+}
+
+/// The delta of changing an echo message's identifier, given as raw ports: the identifier twice.
+pub fn delta_echo(old: u32, new: u32) -> u64 {
+    let identifier = |ports: u32| raw16(&ports.to_ne_bytes(), 0);
+    u64::from(!identifier(old)) + u64::from(identifier(new))
 }
 
 /// The delta of changing bytes of even length at an even place.

@@ -114,11 +114,22 @@ impl Quoted {
                     update(l4, 6, delta);
                 }
             }
+            proto::ICMP if is_echo(l4[0]) => {
+                rewrite_echo(l4, ports, checksum::fold(checksum::delta_echo(self.ports, ports)))
+            }
             _ => {}
         }
     }
 }
 
+/// Writes an echo message's identifier, given as raw ports; its checksum follows by `delta`.
+#[inline(always)]
+pub fn rewrite_echo(message: &mut [u8], ports: u32, delta: u16) {
+    put_raw16(message, 4, raw16(&ports.to_ne_bytes(), 0));
+    update(message, 2, delta);
+}
+
+#[inline(always)]
 fn update(bytes: &mut [u8], at: usize, delta: u16) {
     let sum = checksum::update(raw16(bytes, at), delta);
     put_raw16(bytes, at, sum);

@@ -1,6 +1,6 @@
 //! ICMPv6 (RFC 4443) and what is needed of neighbour discovery (RFC 4861).
 
-use super::{checksum, icmp::Quoted, ipv6, proto, put_raw16, raw16, raw32};
+use super::{checksum, icmp, icmp::Quoted, ipv6, proto, put_raw16, raw16, raw32};
 use fairway_tables::Mac;
 
 /// Length of the fixed header.
@@ -142,12 +142,13 @@ pub fn rewrite_quoted(packet: &mut [u8], was: &Quoted, src: &[u8; 16], dst: &[u8
     let at = match was.proto {
         proto::TCP => 16,
         proto::UDP => 6,
-        proto::ICMPV6 => 2,
+        proto::ICMPV6 if is_echo(l4[0]) => {
+            let delta = checksum::fold(addresses + checksum::delta_echo(was.ports, ports));
+            return icmp::rewrite_echo(l4, ports, delta);
+        }
         _ => return,
     };
-    if was.proto != proto::ICMPV6 {
-        super::put_raw32(l4, 0, ports);
-    }
+    super::put_raw32(l4, 0, ports);
     if l4.len() >= at + 2 {
         let delta = checksum::fold(addresses + checksum::delta32(was.ports, ports));
         let sum = checksum::update(raw16(l4, at), delta);

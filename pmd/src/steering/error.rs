@@ -135,6 +135,12 @@ pub enum SteeringError {
         /// Prefixes asked for.
         prefixes: usize,
     },
+    /// More translated sources than the program has room for.
+    #[error("{addresses} source addresses for translated packets: steering has room for 16; leave some out")]
+    TooManySources {
+        /// Addresses asked for.
+        addresses: usize,
+    },
     /// The kernel refused a change of a map.
     #[error("changing the map {map} of the steering program: {reason}")]
     Map {

@@ -13,6 +13,7 @@ mod error;
 mod frontends;
 mod handover;
 mod link;
+mod snat;
 
 pub use error::SteeringError;
 pub use frontends::Frontend;
@@ -44,14 +45,17 @@ const MAX_PROTOCOLS: usize = 4;
 const MAX_POD_PREFIXES: usize = 256;
 /// `MAX_FRONTENDS` of the program.
 const MAX_FRONTENDS: usize = 131_072;
+/// `MAX_SNAT_ADDRESSES` of the program.
+const MAX_SNAT_ADDRESSES: usize = 16;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steering.bpf.o"));
 
 /// What a netdev is to Fairway: which of its packets it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PortClass {
-    /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`], [`Steering::set_protocols`]), packets to
-    /// pods that come without (see [`Steering::set_pod_prefixes`]), and to services (see [`Steering::set_frontends`]).
+    /// A NIC: only tunnels addressed to this node (see [`Steering::set_node`], [`Steering::set_protocols`]), answers to
+    /// what left with a translated source (see [`Steering::set_snat`]), packets to pods that come without tunnel (see
+    /// [`Steering::set_pod_prefixes`]), and to services (see [`Steering::set_frontends`]).
     Uplink,
     /// The host end of a pod's veth: everything.
     Pod,
@@ -121,12 +125,15 @@ pub struct Steering {
     pod_prefixes: LpmTrie<MapData, [u8; 16], u32>,
     /// The map of frontends, and what it holds.
     frontends: (BpfHashMap<MapData, [u32; 5], u32>, BTreeSet<Frontend>),
+    snat: BpfHashMap<MapData, [u32; 4], [u16; 2]>,
     outcomes: PerCpuArray<MapData, u64>,
     ports: BTreeMap<u32, Port>,
     /// What the address and port maps hold.
     node: (BTreeSet<IpAddr>, BTreeSet<u16>),
     /// What the map of protocols and that of prefixes hold.
     bare: (BTreeSet<u8>, BTreeSet<(IpAddr, u8)>),
+    /// What the map of translated sources holds.
+    snat_held: BTreeMap<IpAddr, [u16; 2]>,
 }
 
 impl Steering {
@@ -161,11 +168,13 @@ impl Steering {
                 BpfHashMap::try_from(take("fw_frontends")?).map_err(|error| SteeringError::load(&error))?,
                 BTreeSet::new(),
             ),
+            snat: BpfHashMap::try_from(take("fw_snat")?).map_err(|error| SteeringError::load(&error))?,
             outcomes: PerCpuArray::try_from(take("fw_outcomes")?)
                 .map_err(|error| SteeringError::load(&error))?,
             ports: BTreeMap::new(),
             node: Default::default(),
             bare: Default::default(),
+            snat_held: BTreeMap::new(),
             program,
         })
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Default, Debug, PartialEq)]
 pub(crate) struct Model {
     pub(crate) settings: Option<Settings>,
+    pub(crate) masquerade: Option<Masquerade>,
     pub(crate) ports: BTreeMap<PortId, Port>,
     pub(crate) endpoints: BTreeMap<Ip, Endpoint>,
     pub(crate) routes: BTreeMap<Prefix, Group>,
@@ -29,6 +30,7 @@ impl Model {
         for op in ops {
             match op {
                 Op::SetSettings(v) => self.settings = Some(*v),
+                Op::SetMasquerade(v) => self.masquerade = Some(**v),
                 Op::SetPort(k, v) => change(&mut self.ports, k, Some(v)),
                 Op::DelPort(k) => change(&mut self.ports, k, None),
                 Op::SetEndpoint(k, v) => change(&mut self.endpoints, k, Some(v)),
@@ -47,9 +49,10 @@ impl Model {
     }
 
     pub(crate) fn of(view: View<'_>) -> Model {
-        let settings = view.settings();
+        let (settings, masquerade) = (view.settings(), view.masquerade());
         Model {
             settings: (settings != bytemuck::Zeroable::zeroed()).then_some(settings),
+            masquerade: (masquerade != Masquerade::NOTHING).then_some(masquerade),
             ports: view.ports().collect(),
             endpoints: view.endpoints().collect(),
             routes: view.routes().collect(),
@@ -166,6 +169,9 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
             vxlan_port: 4789, uplink: PortId(0), host: PortId::NONE, gateway_mac: mac, vtep_mac: mac,
             ..bytemuck::Zeroable::zeroed()
         })),
+        1 => (1u32..4, prop::collection::vec(any_prefix(), 0..5)).prop_map(|(families, cluster)| {
+            Op::SetMasquerade(Box::new(Masquerade::new(families, &cluster).expect("not too many")))
+        }),
         2 => (port_id(), any_mac()).prop_map(|(id, mac)| {
             Op::SetPort(id, Port::new("veth0", PortKind::Pod, 1500, mac, Mac::ZERO).expect("a good name"))
         }),

@@ -7,6 +7,7 @@ use fairway_control::core::{Core, Options};
 use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
 use fairway_control::kernel::Update;
 use fairway_control::manifests::Listing;
+use fairway_control::masquerade::NatOptions;
 use fairway_control::names;
 use fairway_control::room::DEFAULT_MAX_MIB;
 use fairway_pmd::Umem;
@@ -93,6 +94,7 @@ impl Node {
             max_ports: capacities.ports,
             max_tables_bytes: DEFAULT_MAX_MIB << 20,
             node_port_addresses: Default::default(),
+            nat: NatOptions::default(),
         };
         let mut core = Core::new(options, writer);
         let facts = kernel_facts(&address, others, host_mac, &devices);

@@ -1,0 +1,96 @@
+//! What the tables say of translated sources (docs/nat.md): the addresses and ports that are given, the destinations that
+//! see pods' own addresses, and the way of pods' packets to the outside.
+
+use super::compile::{Contribution, UPLINK_PORT};
+use super::pools::underlay_of;
+use super::{Index, Pending};
+use crate::masquerade::link_local;
+use crate::model::{Key, Value};
+use crate::names;
+use crate::object::Node;
+use fairway_tables::{Ip, Masquerade, NextHop, NextHopKind, Prefix, Settings};
+use std::collections::BTreeSet;
+
+/// Everything of a family.
+pub(super) fn everything(is_v4: bool) -> Prefix {
+    let any = if is_v4 { Ip::v4([0; 4]) } else { Ip::UNSPECIFIED };
+    Prefix::new(any, 0).unwrap_or_else(|| Prefix::host(any))
+}
+
+/// The last address of a range.
+fn last(cidr: &Prefix) -> Ip {
+    let bits = if cidr.addr().is_v4() { 32 } else { 128 } - u32::from(cidr.len());
+    let mask = if bits == 128 { u128::MAX } else { (1 << bits) - 1 };
+    Ip((u128::from_be_bytes(cidr.addr().0) | mask).to_be_bytes())
+}
+
+impl Index {
+    /// Completes the node's settings.
+    pub(super) fn set_snat(&self, node: &Node, settings: &mut Settings) {
+        let cidr = |is_v4| node.pod_cidrs.iter().find(|cidr| cidr.addr().is_v4() == is_v4);
+        settings.outside_ip = underlay_of(node, true).unwrap_or(Ip::UNSPECIFIED);
+        settings.outside_ip6 = underlay_of(node, false).unwrap_or(Ip::UNSPECIFIED);
+        settings.host_ip = cidr(true).map_or(Ip::UNSPECIFIED, |_| names::GATEWAY_IP);
+        settings.host_ip6 = cidr(false).map_or(Ip::UNSPECIFIED, last);
+        settings.snat_first = self.config.nat.snat_ports.first;
+        settings.snat_last = self.config.nat.snat_ports.last;
+    }
+
+    /// Whether the sources of this node's pods are translated towards the outside.
+    pub(super) fn masquerades(&self, node: &Node, is_v4: bool) -> bool {
+        let cidr = node.pod_cidrs.iter().find(|cidr| cidr.addr().is_v4() == is_v4);
+        let Some(cidr) = cidr.filter(|_| !self.config.nat.no_masquerade) else { return false };
+        let pool = self.pools().find(|pool| pool.cidrs.iter().any(|pool| pool.overlaps(cidr)));
+        !self.masquerade_configs.is_empty() || pool.is_none_or(|pool| pool.nat_outgoing)
+    }
+
+    /// Destinations that see pods' own addresses, beside those that tunnels lead to.
+    fn non_masquerade_cidrs(&self) -> BTreeSet<Prefix> {
+        let pools = self.pools().flat_map(|pool| pool.cidrs.iter());
+        let configs = self.masquerade_configs.values().flat_map(|config| config.cidrs.iter());
+        let mut cidrs: BTreeSet<Prefix> = pools.chain(configs).copied().collect();
+        cidrs.extend(&self.config.nat.non_masquerade_cidrs);
+        if self.masquerade_configs.is_empty() {
+            cidrs.extend(link_local());
+        }
+        cidrs
+    }
+
+    /// Whose sources are translated; and where there is a gateway on the uplink, that what no other route matches goes there.
+    pub(super) fn compile_masquerade(&self, node: &Node, out: &mut Contribution) {
+        let families = [(true, Masquerade::V4), (false, Masquerade::V6)];
+        let families = families.into_iter().filter(|(is_v4, _)| self.masquerades(node, *is_v4));
+        let families: u32 = families.map(|(_, bit)| bit).sum();
+        let cidrs: Vec<Prefix> = self.non_masquerade_cidrs().into_iter().take(Masquerade::MAX).collect();
+        if let Some(record) = Masquerade::new(families, &cidrs) {
+            out.insert(Key::Masquerade, Value::Masquerade(Box::new(record)));
+        }
+        for is_v4 in [true, false] {
+            if let Some(gateway) = self.exit(is_v4) {
+                let hop = NextHop::new(NextHopKind::Gateway, gateway, UPLINK_PORT);
+                out.insert(Key::Route(everything(is_v4)), Value::Route(hop));
+            }
+        }
+    }
+
+    /// The gateway to the outside: that of the kernel's default route, if it leads out of the uplink and pods' sources
+    /// are translated.
+    pub(super) fn exit(&self, is_v4: bool) -> Option<Ip> {
+        let node = self.nodes.get(&self.config.node)?;
+        let best = self.facts.routes.get(&everything(is_v4))?.values().next()?;
+        best.gateway.filter(|_| Some(best.ifindex) == self.uplink && self.masquerades(node, is_v4))
+    }
+
+    pub(super) fn pending_masquerade(&self, out: &mut Vec<Pending>) {
+        let count = self.non_masquerade_cidrs().len();
+        if count > Masquerade::MAX {
+            out.push(Pending {
+                what: "destinations that see pods' own addresses".into(),
+                reason: format!(
+                    "there are {count}, of which {} count; join ranges in nonMasqueradeCIDRs or pools",
+                    Masquerade::MAX
+                ),
+            });
+        }
+    }
+}
