@@ -102,6 +102,7 @@ fn status(status: types::Status) {
     println!("node        {}", status.node);
     println!("control     {}, up {} s", status.version, status.uptime_s);
     println!("dataplane   {dataplane}");
+    println!("traffic     {}", traffic(&status.traffic));
     println!("uplink      {uplink}");
     println!("tables      generation {}{changed}", status.generation);
     println!("manifests   {} ({} files)", status.manifests.folder, status.manifests.files);
@@ -124,6 +125,23 @@ fn status(status: types::Status) {
         println!("\n{title}: {}", lines.len());
         lines.iter().for_each(|line| println!("  {line}"));
     }
+}
+
+/// Who carries the pods' traffic, and what that means for them.
+fn traffic(traffic: &types::Traffic) -> String {
+    let text = match traffic.carried_by.as_str() {
+        "engine" => "carried by the engine".to_owned(),
+        "kernel" => format!(
+            "the engine is not running: the kernel carries pod-to-pod traffic (no Services: {}; no NetworkPolicy)",
+            traffic.services
+        ),
+        _ => "the engine is not running and the kernel fallback is off: pod traffic is dropped".to_owned(),
+    };
+    let except = match traffic.not_carried.as_slice() {
+        [] => String::new(),
+        ranges => format!("; not to {}", ranges.join(", ")),
+    };
+    format!("{text}{except}, for {} s", traffic.for_s)
 }
 
 fn routes(routes: Vec<types::Route>) {

@@ -4,6 +4,7 @@
 use crate::api::client::SOCKET;
 use crate::api::{ApiSocket, ListenError};
 use crate::core::{Core, Options, SharedCore};
+use crate::fallback;
 use crate::health;
 use crate::index::HostPlan;
 use crate::kernel::{self, Netlink, NetlinkError, Subscription, Update, prepare};
@@ -96,6 +97,7 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
         tokio::spawn(subscription.follow(updates_tx)),
         tokio::spawn(keep_host_network(plan, core.clone())),
         tokio::spawn(health::answer(checks, core.clone())),
+        tokio::spawn(fallback::keep(core.clone())),
         tokio::spawn({
             let core = core.clone();
             async move {

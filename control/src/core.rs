@@ -1,9 +1,10 @@
 //! The state of a running control process: sources' state, index and publisher, behind one short-held lock. Still
 //! without I/O but for the tables themselves, so that tests can drive it.
 
+use crate::fallback::Traffic;
 use crate::health::HealthChecks;
-use crate::index::{Config, Event, HostPlan, Index, KernelEvent, NodePortAddresses};
-use crate::kernel::{NeighbourTrust, Prober, Update};
+use crate::index::{Config, Event, FallbackPlan, HostPlan, Index, KernelEvent, NodePortAddresses};
+use crate::kernel::{NeighbourTrust, Prober, Update, fallback};
 use crate::manifests::{Folder, Scan};
 use crate::masquerade::NatOptions;
 use crate::model::Key;
@@ -41,6 +42,8 @@ pub struct Options {
     pub node_port_addresses: NodePortAddresses,
     /// What is translated, and how.
     pub nat: NatOptions,
+    /// Whether the kernel is kept ready to carry pod traffic while the engine does not run.
+    pub kernel_fallback: bool,
 }
 
 /// See the module's head.
@@ -57,12 +60,15 @@ pub struct Core {
     prober: Prober,
     /// What is wrong now, by who says so.
     errors: BTreeMap<&'static str, String>,
-    /// Raised when the host veth changed under us.
+    /// Raised when something that we put into the kernel changed under us.
     host_epoch: u64,
     /// Whether the host plan may have changed since it was last asked for.
     plan_is_old: bool,
     /// Whether health checks may have another answer since they were last asked for.
     checks_are_old: bool,
+    /// Raised when the plan of the fallback may have changed.
+    fallback_epoch: u64,
+    traffic: Traffic,
 }
 
 impl Core {
@@ -92,6 +98,8 @@ impl Core {
             host_epoch: 0,
             plan_is_old: true,
             checks_are_old: true,
+            fallback_epoch: 0,
+            traffic: Traffic::default(),
         }
     }
 
@@ -123,6 +131,10 @@ impl Core {
         if !(self.objects_listed && self.kernel_listed) {
             self.held_back = touched;
             return;
+        }
+        let concerns_fallback = |key: &Key| !matches!(key, Key::Service(_) | Key::Neighbour(_));
+        if touched.iter().any(concerns_fallback) {
+            self.fallback_epoch += 1;
         }
         self.publisher.publish(self.index.model(), touched);
         // Objects of a broken file may be what an earlier run's entries came from: these stay until it is mended.
@@ -178,6 +190,10 @@ impl Core {
                 self.kernel_listed = true;
             }
             Update::Event(event) => self.kernel_event(event, touched),
+            Update::OursGone => {
+                self.host_epoch += 1;
+                self.plan_is_old = true;
+            }
             Update::Trust(ifindex, ip, trust) => {
                 self.prober.note(ifindex, ip, trust);
                 // What nobody needs is forgotten with the kernel; what is needed is asked for again.
@@ -189,14 +205,14 @@ impl Core {
     }
 
     fn kernel_event(&mut self, event: KernelEvent, touched: &mut BTreeSet<Key>) {
-        let is_host = |i: u32| {
-            let name = self.index.facts().links.get(&i).map(|link| link.name.as_str());
-            name == Some(names::HOST_KERNEL_IF) || name == Some(names::HOST_ENGINE_IF)
-        };
-        if let KernelEvent::LinkGone(ifindex) | KernelEvent::AddressGone(ifindex, _) = &event
-            && is_host(*ifindex)
-        {
-            self.host_epoch += 1;
+        let is_ours =
+            |i: u32| self.index.facts().links.get(&i).is_some_and(|link| fallback::rests_on(&link.name));
+        match &event {
+            KernelEvent::LinkGone(ifindex) | KernelEvent::AddressGone(ifindex, _) if is_ours(*ifindex) => {
+                self.host_epoch += 1;
+            }
+            KernelEvent::Link(link) if link.name == names::FALLBACK_VXLAN_IF => self.host_epoch += 1,
+            _ => {}
         }
         self.apply(Event::Kernel(event), touched);
     }
@@ -228,6 +244,26 @@ impl Core {
     /// As [`Core::health_checks`], if something happened since the last call that may have changed them.
     pub fn new_health_checks(&mut self) -> Option<HealthChecks> {
         std::mem::take(&mut self.checks_are_old).then(|| self.health_checks())
+    }
+
+    /// What the kernel needs so that it can do without the engine; `None` before every source was read once.
+    pub fn fallback_plan(&self) -> Option<FallbackPlan> {
+        if self.objects_listed && self.kernel_listed { self.index.fallback_plan() } else { None }
+    }
+
+    /// A number that changes when the fallback's plan may have changed, or what it made is gone.
+    pub fn fallback_epoch(&self) -> u64 {
+        self.fallback_epoch + self.host_epoch
+    }
+
+    /// Who carries the pods' traffic.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Notes who carries the pods' traffic.
+    pub fn set_traffic(&mut self, traffic: Traffic) {
+        self.traffic = traffic;
     }
 
     /// Notes what is wrong in some part, or that it is no more.

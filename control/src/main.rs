@@ -51,10 +51,14 @@ struct Args {
     /// Ports of translated sources; the kernel must leave them alone.
     #[arg(long, default_value = "61000-65535")]
     snat_ports: SnatPorts,
+    /// Do not keep the kernel ready to carry pod traffic while the engine is not running, and remove what an earlier
+    /// run made for that.
+    #[arg(long)]
+    no_kernel_fallback: bool,
     /// Check a folder of manifests, print every error, and exit.
     #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
     check: Option<PathBuf>,
-    /// Remove the host veth pair and the routes into it, and exit.
+    /// Remove the host veth pair, the routes into it and the kernel fallback, and exit.
     #[arg(long)]
     cleanup: bool,
 }
@@ -67,7 +71,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match (&args.check, args.cleanup) {
         (Some(folder), _) => return check(folder),
-        (None, true) => kernel::prepare::cleanup().map_err(|e| e.to_string()),
+        (None, true) => cleanup(),
         (None, false) => run(args),
     };
     match result {
@@ -99,6 +103,7 @@ fn run(args: Args) -> Result<(), String> {
             non_masquerade_cidrs: args.non_masquerade_cidr,
             snat_ports: args.snat_ports,
         },
+        kernel_fallback: !args.no_kernel_fallback,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -119,6 +124,12 @@ fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, String> {
             Ok(NodePortAddresses::In(ranges.iter().map(range).collect::<Result<_, _>>()?))
         }
     }
+}
+
+fn cleanup() -> Result<(), String> {
+    let fallback = kernel::fallback::cleanup().map_err(|e| e.to_string());
+    let host = kernel::prepare::cleanup().map_err(|e| e.to_string());
+    fallback.and(host)
 }
 
 fn hostname() -> Result<String, String> {

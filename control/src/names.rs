@@ -7,6 +7,11 @@ use fairway_tables::{Ip, Mac};
 pub const HOST_KERNEL_IF: &str = "fwhost0";
 /// The engine's end of the host veth pair.
 pub const HOST_ENGINE_IF: &str = "fwhost1";
+/// Next hop of the node's own routes out of [`HOST_KERNEL_IF`]. It is on no wire: its Ethernet address is set, so that
+/// one neighbour entry serves all pods and services, and nobody is asked for each of them.
+pub const HOST_NEXT_HOP: Ip = Ip::v4([169, 254, 1, 2]);
+/// The VXLAN device through which the kernel carries pod traffic while the engine is not running.
+pub const FALLBACK_VXLAN_IF: &str = "fairway.vxlan";
 /// The gateway that every pod is given.
 pub const GATEWAY_IP: Ip = Ip::v4([169, 254, 1, 1]);
 /// The gateway that every pod is given for IPv6: the link-local address that follows from [`GATEWAY_MAC`] (RFC 4291
@@ -27,6 +32,12 @@ pub fn pod_mtu(uplink_mtu: u32) -> u32 {
 /// IFNAMSIZ allows.
 pub fn host_veth(namespace: &str, pod: &str) -> String {
     format!("fw{:011x}", stable_hash(&[namespace, pod]) >> 20)
+}
+
+/// Whether [`host_veth`] makes names like this one.
+pub fn is_host_veth(name: &str) -> bool {
+    let hash = name.strip_prefix("fw").unwrap_or_default();
+    hash.len() == 11 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A pod's Ethernet address: `0a:58` and the IPv4 octets; for IPv6 the octets come from a hash.
@@ -78,9 +89,18 @@ mod tests {
             for pod in 0..500 {
                 let name = host_veth(namespace, &format!("p{pod}"));
                 assert!(name.len() <= 15 && name.starts_with("fw"));
-                assert_ne!(name, HOST_KERNEL_IF);
+                assert!(is_host_veth(&name));
                 assert!(seen.insert(name));
             }
+        }
+    }
+
+    #[test]
+    fn no_other_device_of_ours_has_a_pods_name() {
+        for name in
+            [HOST_KERNEL_IF, HOST_ENGINE_IF, FALLBACK_VXLAN_IF, "fw", "fwABCDEF01234", "eth4c91463225b"]
+        {
+            assert!(!is_host_veth(name), "{name}");
         }
     }
 

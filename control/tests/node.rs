@@ -6,7 +6,7 @@ mod common;
 use common::{Netns, eventually, node, pod, replace, run, service, slice};
 use fairway_control::api::client;
 use fairway_control::api::types::{Endpoint, Port, Service, Status, Tunnel};
-use fairway_control::names::{host_veth, pod_mac, vtep_mac};
+use fairway_control::names::{GATEWAY_MAC, host_veth, pod_mac, vtep_mac};
 use fairway_tables::{Capacities, Ip, Writer};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -146,6 +146,10 @@ fn a_node_gets_its_host_veth_routes_neighbours_and_pods_and_a_restart_changes_no
         )?;
         expect(&endpoint.mac, &pod_mac(Ip::v4([10, 244, 1, 5])).to_string())
     });
+    eventually("the gateway's address on the veth", || {
+        let ports: Vec<Port> = control.get("/ports")?;
+        expect(ports.last().map(|port| port.mac.clone()), Some(GATEWAY_MAC.to_string()))
+    });
     let status: Status = control.get("/status").unwrap();
     assert_eq!(status.pending, []);
     assert_eq!(status.uplink.as_ref().map(|u| u.ifname.as_str()), Some("eth0"));
@@ -238,6 +242,38 @@ fn a_remote_node_behind_a_gateway_is_reached_through_it_and_follows_the_kernels_
     netns.run("ip link set eth0 up");
     netns.run("ip route add 198.51.100.0/24 via 192.0.2.2");
     next_hop("192.0.2.2");
+}
+
+#[test]
+fn anothers_vxlan_device_is_named_and_left_alone_and_ours_is_made_once_it_is_gone() {
+    if !common::privileged() {
+        return;
+    }
+    let (netns, _wire, dir) = testbed();
+    netns.run("ip link add flannel.1 address 02:00:00:00:00:77 type vxlan id 4096 dstport 4789 nolearning");
+    netns.run("ip link set flannel.1 up");
+    let control = Control::start(&netns, dir.path());
+    eventually("the device in the way is named", || {
+        let errors = control.get::<Status>("/status")?.errors;
+        let said =
+            errors.iter().any(|e| e.contains("device flannel.1 has VXLAN network 4096 on UDP port 4789"));
+        expect(said, true).map_err(|_| format!("{errors:?}"))
+    });
+    // All that can do without it is made.
+    eventually("the rule", || expect(netns.text("ip rule show").contains("iif fwhost1 lookup 7070"), true));
+    let foreign = netns.text("ip -d link show flannel.1");
+    assert!(foreign.contains("02:00:00:00:00:77") && foreign.contains("id 4096"), "{foreign}");
+
+    netns.run("ip link del flannel.1");
+    eventually("our device", || {
+        let link = netns.text("ip -d link show");
+        expect(link.contains("fairway.vxlan") && link.contains(&vtep_mac("node-a").to_string()), true)
+    });
+    eventually("no error", || expect(control.get::<Status>("/status")?.errors, vec![]));
+    let fdb = netns.text("bridge fdb show dev fairway.vxlan");
+    assert!(fdb.contains(&vtep_mac("node-b").to_string()) && fdb.contains("dst 192.0.2.2"), "{fdb}");
+    // Its entries are no facts about the uplink's neighbours.
+    assert_eq!(control.get::<Vec<Tunnel>>("/tunnels").unwrap()[0].next_hop, "192.0.2.2");
 }
 
 #[test]

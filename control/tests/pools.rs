@@ -5,7 +5,7 @@ mod common;
 
 use common::node;
 use fairway_control::core::{Core, Options};
-use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
+use fairway_control::index::{Facts, KernelEvent, Link, RouteVia, Way};
 use fairway_control::kernel::Update;
 use fairway_control::names::vtep_mac;
 use fairway_tables::{Capacities, Ip, Mac, NextHopKind, Settings, Tables};
@@ -26,6 +26,7 @@ fn core(files: &[(&str, &str)]) -> Core {
         vni: 4096,
         vxlan_port: 4789,
         service_cidrs: vec![],
+        kernel_fallback: false,
         max_ports: 64,
         max_tables_bytes: 1 << 30,
         node_port_addresses: Default::default(),
@@ -209,5 +210,34 @@ fn pools_that_overlap_are_refused_and_the_one_in_force_stays() {
         assert_eq!(errors.len(), 1, "{errors:?}");
         assert!(errors[0].contains(words), "{errors:?}");
         assert_eq!(way(&core, NEAR_POD), (NextHopKind::Ipip, NEAR));
+    }
+}
+
+#[test]
+fn the_kernel_without_the_engine_goes_directly_or_by_one_vxlan_network_and_says_where_it_does_not() {
+    use Way::{Direct, Vxlan};
+    let (near, far) = ("10.244.2.0/24".parse().unwrap(), "10.244.3.0/24".parse().unwrap());
+    let calico = |modes| pool("p", "10.244.0.0/16", modes);
+    let mixed = pool("p", "10.244.2.0/24", ", ipipMode: Always");
+    let (own, flannels) = (Some((4096, 4789)), Some((1, 8472)));
+    for (manifest, network, ranges, not_carried) in [
+        (String::new(), own, vec![(near, Vxlan(NEAR)), (far, Vxlan(FAR))], vec![]),
+        (calico(", vxlanMode: CrossSubnet"), own, vec![(near, Direct(NEAR)), (far, Vxlan(FAR))], vec![]),
+        (calico(""), None, vec![(near, Direct(NEAR)), (far, Direct(ROUTER))], vec![]),
+        (calico(", ipipMode: Always"), None, vec![], vec![near, far]),
+        (mixed, own, vec![(far, Vxlan(FAR))], vec![near]),
+        (flannel("\"Type\": \"vxlan\""), flannels, vec![(near, Vxlan(NEAR)), (far, Vxlan(FAR))], vec![]),
+    ] {
+        let core = core(&[("pools.yaml", &manifest)]);
+        let plan = core.fallback_plan().expect("a plan");
+        assert_eq!(plan.vxlan.map(|vxlan| (vxlan.vni, vxlan.port)), network, "{manifest}");
+        assert_eq!(plan.ranges.into_iter().collect::<Vec<_>>(), ranges, "{manifest}");
+        assert_eq!(plan.not_carried.into_iter().collect::<Vec<_>>(), not_carried, "{manifest}");
+        let peers: Vec<Ip> = plan.remotes.into_keys().collect();
+        let by_vxlan = ranges.iter().filter_map(|(_, way)| match way {
+            Vxlan(node) => Some(*node),
+            Direct(_) => None,
+        });
+        assert_eq!(peers, by_vxlan.collect::<Vec<_>>(), "{manifest}");
     }
 }

@@ -7,6 +7,7 @@
 //! | [`node`] | one node: its uplink and its `fairway-control` and `fairway-dataplane` |
 //! | [`station`] | a node that runs no part of Fairway: a kernel with its own tunnels |
 //! | [`netns`], [`process`], [`sys`] | namespaces, child processes, and the system calls under them |
+//! | [`engines`] | whether the engines carry the traffic, and not the kernel |
 //! | [`programs`], [`kept`] | where the programs are; the testbed that was left running |
 //! | [`manifests`] | Kubernetes manifests, written whole |
 //! | [`dual_stack`] | IPv6 beside IPv4 |
@@ -19,6 +20,7 @@
 
 pub mod capture;
 pub mod dual_stack;
+pub mod engines;
 pub mod error;
 pub mod gate;
 pub mod kept;

@@ -105,7 +105,13 @@ impl Node {
 
     /// Starts `fairway-control`.
     pub fn start_control(&mut self) -> Result<()> {
-        let args = self.control_args();
+        self.start_control_with(&[])
+    }
+
+    /// Starts `fairway-control` with further arguments.
+    pub fn start_control_with(&mut self, more: &[&str]) -> Result<()> {
+        let mut args = self.control_args();
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
         self.control = Some(self.spawn("fairway-control", &args)?);
         Ok(())
     }
@@ -152,6 +158,20 @@ impl Node {
         let log = dataplane.log();
         let says = |line: &&str| line.contains("I1") || line.contains("I2");
         Ok(log.lines().filter(says).map(str::to_owned).collect())
+    }
+
+    /// Kills the dataplane as a crash would.
+    pub fn kill_dataplane(&mut self) {
+        if let Some(mut dataplane) = self.dataplane.take() {
+            dataplane.kill();
+        }
+    }
+
+    /// Kills control as a crash would.
+    pub fn kill_control(&mut self) {
+        if let Some(mut control) = self.control.take() {
+            control.kill();
+        }
     }
 
     /// Stops control and insists that it ends with exit code 0.

@@ -8,8 +8,9 @@ mod spread;
 mod world;
 
 use fairway_control::model::{Key, Model, Value};
+use fairway_control::names::GATEWAY_MAC;
 use fairway_control::publisher;
-use fairway_tables::{PortId, Reader, View};
+use fairway_tables::{Port, PortId, PortKind, Reader, View};
 use fairway_tests::process::{Process, wait_for};
 use fairway_tests::report::{Figure, Report};
 use fairway_tests::{Options, Testbed, gate};
@@ -176,6 +177,16 @@ impl Killing {
         waited.unwrap_or_else(|error| panic!("round {round}: {error}"));
     }
 
+    /// Waits until the tables have what control sets in the kernel by itself: the Ethernet address of the pods' veths.
+    fn wait_for_addresses(&mut self) {
+        let waited = wait_for("the pods' veths have the gateway's address", DEADLINE, || {
+            let is_pod = |port: &Port| port.kind() == Some(PortKind::Pod);
+            let strange = self.view().ports().find(|(_, port)| is_pod(port) && port.mac != GATEWAY_MAC);
+            Ok(strange.map_or(Ok(()), |(_, port)| Err(format!("{} has {}", port.ifname(), port.mac))))
+        });
+        waited.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     fn wait_for_first_store(&mut self) {
         let (end, round) = (Instant::now() + DEADLINE, self.round);
         while arrived(self.view(), round) == 0 {
@@ -326,6 +337,7 @@ fn readers_see_only_whole_objects_however_often_control_is_killed() {
 
     killing.start();
     killing.wait_for_round();
+    killing.wait_for_addresses();
     let survived = independent_of_numbers(publisher::read(killing.view()));
     let fresh = killing.fresh();
     let strange: Vec<_> = fairway_control::model::diff(&fresh, &survived);

@@ -30,6 +30,7 @@ fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
         vni: 4096,
         vxlan_port: 4789,
         service_cidrs: Vec::new(),
+        kernel_fallback: false,
         max_ports: capacities.ports,
         max_tables_bytes: DEFAULT_MAX_MIB << 20,
         node_port_addresses: Default::default(),

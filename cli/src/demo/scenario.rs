@@ -5,6 +5,7 @@ use super::edits;
 use super::figures::{self, Figures};
 use super::screen::Screen;
 use fairway_tables::DropReason;
+use fairway_tests::engines;
 use fairway_tests::manifests::{EndpointSpec, ServiceSpec};
 use fairway_tests::ping::{PingSummary, ping};
 use fairway_tests::pod::client::Summary;
@@ -129,12 +130,9 @@ impl Scenario {
     fn start(&mut self) -> Result<String> {
         let start = Instant::now();
         self.testbed.start_nodes(1)?;
-        self.testbed.wait("both nodes answer `fairway status`", READY, |testbed| {
-            testbed.nodes().iter().try_for_each(|node| match node.ask(&["status"]) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            })
-        })?;
+        // Before the engines run the kernels answer in their place, but not for services.
+        self.testbed
+            .wait("both engines carry the pods' traffic", READY, |testbed| engines::carry(testbed))?;
         let seconds = start.elapsed().as_secs_f64();
         self.note("start", "seconds", seconds, "s");
         Ok(format!("fairway-control and fairway-dataplane on both nodes ({seconds:.1} s)"))

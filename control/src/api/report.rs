@@ -48,6 +48,7 @@ impl Core {
                 mac: link.mac.to_string(),
             }),
             dataplane: dataplane(&self.options().run_dir).0,
+            traffic: self.traffic_report(),
             manifests: types::Manifests {
                 folder: self.options().manifests.display().to_string(),
                 files: self.folder().file_count(),
@@ -70,6 +71,14 @@ impl Core {
     /// Whether the engine forwards packets.
     pub fn dataplane_is_alive(&self) -> bool {
         dataplane(&self.options().run_dir).0.alive
+    }
+
+    fn traffic_report(&self) -> types::Traffic {
+        let mut report = self.traffic().report(self.options().kernel_fallback);
+        let plan = self.fallback_plan().filter(|_| report.carried_by == "kernel");
+        report.not_carried =
+            plan.iter().flat_map(|plan| &plan.not_carried).map(ToString::to_string).collect();
+        report
     }
 
     /// `GET /routes`.

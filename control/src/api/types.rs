@@ -22,6 +22,8 @@ pub struct Status {
     pub pod_mtu: u32,
     /// The forwarding engine.
     pub dataplane: Dataplane,
+    /// Who carries the pods' traffic.
+    pub traffic: Traffic,
     /// The manifests folder.
     pub manifests: Manifests,
     /// How many objects of each kind are in force.
@@ -77,6 +79,21 @@ pub struct Dataplane {
     pub conntrack_capacity: u64,
     /// Why nothing is known of it.
     pub error: Option<String>,
+}
+
+/// Who carries the pods' traffic.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// `engine`, `kernel` (pod-to-pod only: no Services, no NetworkPolicy) or `none`.
+    pub carried_by: String,
+    /// For how many seconds, as far back as control remembers.
+    pub for_s: u64,
+    /// Whether the kernel is kept ready to take over.
+    pub kernel_fallback: bool,
+    /// What becomes of packets to service addresses: `forwarded`, `dropped` or `refused`.
+    pub services: String,
+    /// Pod ranges of other nodes that the kernel does not reach: by IPIP, UDP, or a second VXLAN network.
+    pub not_carried: Vec<String>,
 }
 
 /// The manifests folder.

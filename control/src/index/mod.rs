@@ -6,6 +6,7 @@
 mod alloc;
 mod compile;
 mod facts;
+mod fallback;
 mod masquerade;
 mod pools;
 mod report;
@@ -13,6 +14,7 @@ mod services;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link, RouteVia};
+pub use fallback::{FallbackPlan, PodPlan, VxlanPlan, Way};
 pub use report::{HostPlan, Pending};
 pub use services::{HealthCheck, NodePortAddresses};
 

@@ -55,7 +55,8 @@ impl Index {
                 routes.insert(prefix, source);
             }
         }
-        // The stack answers the engine's own address through the engine (docs/nat.md).
+        // The stack answers the engine's own address through the engine (docs/nat.md); and on pods' veths it answers ARP
+        // only for what it can route (docs/fallback.md).
         if let Some(source) = source(names::GATEWAY_IP) {
             routes.insert(Prefix::host(names::GATEWAY_IP), source);
         }

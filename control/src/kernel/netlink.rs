@@ -1,6 +1,7 @@
 //! rtnetlink: requests and their answers over one socket, and the few messages that Fairway sends.
 
-use fairway_tables::{Ip, Prefix};
+use crate::index::RouteVia;
+use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
@@ -9,9 +10,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -44,7 +45,7 @@ pub struct Netlink {
     sequence: u32,
 }
 
-fn family(ip: Ip) -> AddressFamily {
+pub(super) fn family(ip: Ip) -> AddressFamily {
     if ip.is_v4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
@@ -62,7 +63,7 @@ impl Netlink {
     }
 
     /// Sends a request and returns what came before the kernel's acknowledgement.
-    fn request(
+    pub(super) fn request(
         &mut self,
         what: impl FnOnce() -> String,
         message: RouteNetlinkMessage,
@@ -188,6 +189,33 @@ impl Netlink {
         Ok(())
     }
 
+    /// Sets a link's Ethernet address.
+    pub(super) fn set_mac(&mut self, ifindex: u32, mac: Mac) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        let what = || format!("set the Ethernet address of link {ifindex} to {mac}");
+        self.request(what, RouteNetlinkMessage::SetLink(message), NLM_F_ACK)?;
+        Ok(())
+    }
+
+    /// Tells the kernel a neighbour's Ethernet address for good, under Fairway's mark.
+    pub(super) fn set_neighbour(&mut self, ifindex: u32, ip: Ip, mac: Mac) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(ip);
+        message.header.ifindex = ifindex;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(IpAddr::from(ip).into()),
+            NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+            NeighbourAttribute::Protocol(RouteProtocol::from(ROUTE_PROTOCOL)),
+        ];
+        let what = || format!("set neighbour {ip} on link {ifindex} to {mac}");
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        self.request(what, message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)?;
+        Ok(())
+    }
+
     /// Gives a link an address of its own, without a subnet, or takes it away.
     pub(super) fn set_address(&mut self, ifindex: u32, ip: Ip, present: bool) -> Result<(), NetlinkError> {
         let mut message = AddressMessage::default();
@@ -210,16 +238,24 @@ impl Netlink {
         Ok(())
     }
 
-    /// Adds a route of Fairway's to the main table: straight out of the link, with this source address.
+    /// Adds a route of Fairway's to the main table: out of the link, with this source address.
     /// `replace` says that the route there now is ours too; otherwise another's route is left alone.
     pub(super) fn add_route(
         &mut self,
         prefix: Prefix,
-        ifindex: u32,
+        via: RouteVia,
         source: Ip,
         replace: bool,
     ) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::NewRoute(our_route(prefix, ifindex, Some(source)));
+        let mut message = our_route(prefix, via.ifindex);
+        if let Some(gateway) = via.gateway {
+            // No subnet holds the gateway, so the kernel must be told that it is on the link.
+            message.header.flags = RouteFlags::Onlink;
+            message.header.scope = RouteScope::Universe;
+            message.attributes.push(RouteAttribute::Gateway(IpAddr::from(gateway).into()));
+        }
+        message.attributes.push(RouteAttribute::PrefSource(IpAddr::from(source).into()));
+        let message = RouteNetlinkMessage::NewRoute(message);
         let mode = if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
         self.request(|| format!("add route {prefix}"), message, NLM_F_ACK | NLM_F_CREATE | mode)?;
         Ok(())
@@ -227,13 +263,16 @@ impl Netlink {
 
     /// Removes a route of Fairway's.
     pub(super) fn delete_route(&mut self, prefix: Prefix, ifindex: u32) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelRoute(our_route(prefix, ifindex, None));
+        let mut message = our_route(prefix, ifindex);
+        // Nowhere: a route of any scope.
+        message.header.scope = RouteScope::NoWhere;
+        let message = RouteNetlinkMessage::DelRoute(message);
         self.request(|| format!("remove route {prefix}"), message, NLM_F_ACK)?;
         Ok(())
     }
 }
 
-fn our_route(prefix: Prefix, ifindex: u32, source: Option<Ip>) -> RouteMessage {
+fn our_route(prefix: Prefix, ifindex: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(prefix.addr());
     message.header.destination_prefix_length = prefix.len();
@@ -243,7 +282,6 @@ fn our_route(prefix: Prefix, ifindex: u32, source: Option<Ip>) -> RouteMessage {
     message.header.kind = RouteType::Unicast;
     message.attributes =
         vec![RouteAttribute::Destination(IpAddr::from(prefix.addr()).into()), RouteAttribute::Oif(ifindex)];
-    message.attributes.extend(source.map(|ip| RouteAttribute::PrefSource(IpAddr::from(ip).into())));
     message
 }
 

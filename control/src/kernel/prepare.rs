@@ -5,12 +5,13 @@
 use super::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL};
 use super::offload::{self, OffloadError};
 use super::read;
-use crate::index::{Facts, HostPlan, KernelEvent, is_link_local};
-use crate::names::{HOST_ENGINE_IF, HOST_KERNEL_IF};
-use fairway_tables::{Ip, Prefix};
+use super::sysctl::{loose_or_off, sysctl};
+use crate::index::{Facts, HostPlan, KernelEvent, RouteVia, is_link_local};
+use crate::names::{GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, HOST_NEXT_HOP};
+use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::NeighbourState;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// The node's own network cannot be made as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +64,13 @@ pub fn ensure_pair(mtu: Option<u32>) -> Result<(), PrepareError> {
     };
     // A packet crosses with the checksum and length that it has: no device behind it completes either.
     offload::turn_off(HOST_KERNEL_IF)?;
-    // The stricter of the device's and the namespace's setting counts; 2 (loose) beats a strict 1.
-    let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter");
-    let value = if strict.is_ok_and(|text| text.trim() == "1") { "2" } else { "0" };
-    sysctl("ipv4", HOST_KERNEL_IF, "rp_filter", value);
+    sysctl("ipv4", HOST_KERNEL_IF, "rp_filter", loose_or_off());
     // Answers of node ports and of masqueraded connections come from the engine with the node's own address.
     sysctl("ipv4", HOST_KERNEL_IF, "accept_local", "1");
+    // The kernel itself takes what is sent to the gateway's address as long as the engine does not.
+    if facts.links.get(&engine).is_some_and(|link| link.mac != GATEWAY_MAC) {
+        netlink.set_mac(engine, GATEWAY_MAC)?;
+    }
     for ifindex in [kernel, engine] {
         let own = facts.links.get(&ifindex).map_or(0, |link| link.mtu);
         netlink.set_link(ifindex, mtu.unwrap_or(own))?;
@@ -94,14 +96,21 @@ pub fn reconcile(plan: &HostPlan) -> Result<(), PrepareError> {
     for ip in plan.addresses.iter().filter(|ip| !have.contains(ip)) {
         netlink.set_address(ifindex, *ip, true)?;
     }
+    if neighbour_on(&mut netlink, ifindex)? != Some(GATEWAY_MAC) {
+        netlink.set_neighbour(ifindex, HOST_NEXT_HOP, GATEWAY_MAC)?;
+    }
     let routes = our_routes(&mut netlink, ifindex)?;
     for prefix in routes.keys().filter(|prefix| !plan.routes.contains_key(prefix)) {
         netlink.delete_route(*prefix, ifindex)?;
     }
     // One route that the kernel refuses must not keep the others out.
     let mut first_error = None;
-    for (prefix, source) in plan.routes.iter().filter(|(p, source)| routes.get(p) != Some(&Some(**source))) {
-        let result = netlink.add_route(*prefix, ifindex, *source, routes.contains_key(prefix));
+    for (prefix, source) in &plan.routes {
+        let via = RouteVia { ifindex, gateway: prefix.addr().is_v4().then_some(HOST_NEXT_HOP) };
+        if routes.get(prefix) == Some(&(via, Some(*source))) {
+            continue;
+        }
+        let result = netlink.add_route(*prefix, via, *source, routes.contains_key(prefix));
         first_error = first_error.or(result.err());
     }
     // Addresses last: the kernel drops routes with their source.
@@ -121,23 +130,29 @@ pub fn cleanup() -> Result<(), PrepareError> {
     Ok(())
 }
 
-fn our_routes(netlink: &mut Netlink, ifindex: u32) -> Result<BTreeMap<Prefix, Option<Ip>>, PrepareError> {
+/// The address that the kernel has for good for the next hop of our routes.
+fn neighbour_on(netlink: &mut Netlink, ifindex: u32) -> Result<Option<Mac>, PrepareError> {
+    let listed = netlink.neighbours()?;
+    let found = listed.iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewNeighbour(m)
+            if m.header.ifindex == ifindex && m.header.state == NeighbourState::Permanent =>
+        {
+            read::neighbour(m).filter(|(ip, _)| *ip == HOST_NEXT_HOP)
+        }
+        _ => None,
+    });
+    Ok(found.and_then(|(_, mac)| mac))
+}
+
+/// Next hop and source address of a route.
+type Origin = (RouteVia, Option<Ip>);
+
+fn our_routes(netlink: &mut Netlink, ifindex: u32) -> Result<BTreeMap<Prefix, Origin>, PrepareError> {
     let messages = netlink.routes()?;
     let routes = messages.iter().filter_map(|m| match m {
         RouteNetlinkMessage::NewRoute(m) => read::route_origin(m),
         _ => None,
     });
-    let ours = routes.filter(|(_, oif, protocol, _)| *oif == ifindex && *protocol == ROUTE_PROTOCOL);
-    Ok(ours.map(|(prefix, _, _, source)| (prefix, source)).collect())
-}
-
-/// Sets a per-device setting; where /proc/sys is read-only the node's own value stays, and the log says so.
-fn sysctl(family: &str, device: &str, name: &str, value: &str) {
-    let path = format!("/proc/sys/net/{family}/conf/{device}/{name}");
-    if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) || !Path::new(&path).exists() {
-        return;
-    }
-    if let Err(error) = std::fs::write(&path, value) {
-        tracing::warn!(%path, value, %error, "setting not changed");
-    }
+    let ours = routes.filter(|(_, via, protocol, _)| via.ifindex == ifindex && *protocol == ROUTE_PROTOCOL);
+    Ok(ours.map(|(prefix, via, _, source)| (prefix, (via, source))).collect())
 }

@@ -1,5 +1,6 @@
 //! From rtnetlink messages to plain facts.
 
+use super::netlink::ROUTE_PROTOCOL;
 use crate::index::{Facts, KernelEvent, Link, RouteVia};
 use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_REPLACE};
@@ -11,6 +12,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType, RouteVia as Via,
 };
+use netlink_packet_route::rule::RuleAttribute;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
 
@@ -32,6 +34,8 @@ pub(super) struct Meaning {
     pub(super) trust: Option<(u32, Ip, NeighbourTrust)>,
     /// The kernel drops routes without saying so when a link goes down or loses an address.
     pub(super) relist: bool,
+    /// Something under Fairway's mark is gone.
+    pub(super) ours_gone: bool,
 }
 
 /// What a message of the kernel means; nothing for those that do not concern Fairway.
@@ -58,7 +62,12 @@ pub(super) fn meaning(message: &RouteNetlinkMessage, flags: u16) -> Meaning {
             let event = if replaces { KernelEvent::RouteReplaced } else { KernelEvent::Route };
             out.events.extend(route(m).map(|(prefix, metric, via)| event(prefix, metric, via)));
         }
+        RouteNetlinkMessage::DelRule(m) => {
+            let ours = |a: &RuleAttribute| *a == RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
+            out.ours_gone = m.attributes.iter().any(ours);
+        }
         RouteNetlinkMessage::DelRoute(m) => {
+            out.ours_gone = m.header.protocol == ROUTE_PROTOCOL.into();
             out.events
                 .extend(route(m).map(|(p, metric, via)| KernelEvent::RouteGone(p, metric, via.ifindex)));
         }
@@ -81,6 +90,8 @@ pub(super) fn meaning(message: &RouteNetlinkMessage, flags: u16) -> Meaning {
             }
         }
         RouteNetlinkMessage::DelNeighbour(m) => {
+            let ours = |a: &NeighbourAttribute| *a == NeighbourAttribute::Protocol(ROUTE_PROTOCOL.into());
+            out.ours_gone = m.attributes.iter().any(ours);
             out.trust = neighbour(m).map(|(ip, _)| (m.header.ifindex, ip, NeighbourTrust::Unknown));
         }
         _ => {}
@@ -100,7 +111,7 @@ pub(super) fn listing(messages: &[RouteNetlinkMessage]) -> (Facts, Vec<(u32, Ip,
     (facts, trusts)
 }
 
-fn mac_of(bytes: &[u8]) -> Mac {
+pub(super) fn mac_of(bytes: &[u8]) -> Mac {
     bytes.try_into().map_or(Mac::ZERO, Mac)
 }
 
@@ -136,7 +147,7 @@ fn address(message: &AddressMessage) -> Option<(u32, Ip)> {
     Some((message.header.index, local.or_else(any)?.into()))
 }
 
-fn ip_of(address: &RouteAddress) -> Option<Ip> {
+pub(super) fn ip_of(address: &RouteAddress) -> Option<Ip> {
     match address {
         RouteAddress::Inet(ip) => Some((*ip).into()),
         RouteAddress::Inet6(ip) => Some((*ip).into()),
@@ -144,13 +155,22 @@ fn ip_of(address: &RouteAddress) -> Option<Ip> {
     }
 }
 
-fn gateway_of(attribute: &RouteAttribute) -> Option<Ip> {
+pub(super) fn gateway_of(attribute: &RouteAttribute) -> Option<Ip> {
     match attribute {
         RouteAttribute::Gateway(address) => ip_of(address),
         RouteAttribute::Via(Via::Inet(ip)) => Some((*ip).into()),
         RouteAttribute::Via(Via::Inet6(ip)) => Some((*ip).into()),
         _ => None,
     }
+}
+
+/// Number of the table that a route is in; the header has room for small ones only.
+pub(super) fn table_of(message: &RouteMessage) -> u32 {
+    let long = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(number) => Some(*number),
+        _ => None,
+    });
+    long.unwrap_or(u32::from(message.header.table))
 }
 
 fn route(message: &RouteMessage) -> Option<(Prefix, u32, RouteVia)> {
@@ -164,14 +184,13 @@ fn route(message: &RouteMessage) -> Option<(Prefix, u32, RouteVia)> {
         _ => return None,
     };
     let mut destination = Ip::from(default);
-    let (mut table, mut metric) = (u32::from(header.table), 0);
+    let mut metric = 0;
     let mut via = RouteVia { ifindex: 0, gateway: None };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address)?,
             RouteAttribute::Oif(ifindex) => via.ifindex = *ifindex,
             RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Table(number) => table = *number,
             // Of several equal paths a tunnel takes the first: its packets must keep their order.
             RouteAttribute::MultiPath(hops) => {
                 let hop = hops.first()?;
@@ -183,23 +202,23 @@ fn route(message: &RouteMessage) -> Option<(Prefix, u32, RouteVia)> {
             other => via.gateway = gateway_of(other).or(via.gateway),
         }
     }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) || via.ifindex == 0 {
+    if table_of(message) != u32::from(RouteHeader::RT_TABLE_MAIN) || via.ifindex == 0 {
         return None;
     }
     Some((Prefix::new(destination, header.destination_prefix_length)?, metric, via))
 }
 
-/// The device, preferred source and origin of a route of the main table.
-pub(super) fn route_origin(message: &RouteMessage) -> Option<(Prefix, u32, u8, Option<Ip>)> {
+/// Next hop, preferred source and origin of a route of the main table.
+pub(super) fn route_origin(message: &RouteMessage) -> Option<(Prefix, RouteVia, u8, Option<Ip>)> {
     let (prefix, _, via) = route(message)?;
     let source = message.attributes.iter().find_map(|a| match a {
         RouteAttribute::PrefSource(address) => ip_of(address),
         _ => None,
     });
-    Some((prefix, via.ifindex, message.header.protocol.into(), source))
+    Some((prefix, via, message.header.protocol.into(), source))
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<(Ip, Option<Mac>)> {
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(Ip, Option<Mac>)> {
     let (mut ip, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Announcements: links, neighbours, IPv4 addresses and routes, IPv6 addresses and routes
+/// Announcements: links, neighbours, IPv4 addresses, routes and rules, IPv6 addresses and routes
 /// (RTNLGRP_* of linux/rtnetlink.h).
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+const GROUPS: [u32; 7] = [1, 3, 5, 7, 8, 9, 11];
 /// How soon everything is listed after an announcement that more changed than was announced.
 const RELIST_DELAY: Duration = Duration::from_millis(50);
 /// How often everything is listed although nothing seems lost.
@@ -29,6 +29,8 @@ pub enum Update {
     Event(KernelEvent),
     /// How sure it is of a neighbour.
     Trust(u32, Ip, NeighbourTrust),
+    /// Something that Fairway put into the kernel is gone, be it that Fairway itself took it away.
+    OursGone,
 }
 
 /// Lists links, addresses, routes and neighbours.
@@ -88,8 +90,11 @@ impl Subscription {
                         if meaning.relist {
                             relist_at = relist_at.min(soon);
                         }
+                        let gone = meaning.ours_gone.then_some(Update::OursGone);
                         let trust = meaning.trust.map(|(i, ip, trust)| Update::Trust(i, ip, trust));
-                        for update in trust.into_iter().chain(meaning.events.into_iter().map(Update::Event)) {
+                        for update in
+                            trust.into_iter().chain(gone).chain(meaning.events.into_iter().map(Update::Event))
+                        {
                             if updates.send(update).await.is_err() {
                                 return;
                             }

@@ -128,6 +128,7 @@ pub(crate) fn options(run_dir: &Path) -> Options {
         vni: 4096,
         vxlan_port: 4789,
         service_cidrs: vec![],
+        kernel_fallback: false,
         max_ports: 64,
         max_tables_bytes: 1 << 30,
         node_port_addresses: Default::default(),

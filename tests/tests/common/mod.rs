@@ -6,8 +6,8 @@
 
 pub(crate) mod load;
 
+use fairway_tests::engines;
 use fairway_tests::manifests::{EndpointSpec, ServiceSpec};
-use fairway_tests::ping::ping;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::snmp::{self, Counters};
 use fairway_tests::testbed::POD_PORT;
@@ -16,7 +16,6 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(20);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// The first number that follows a word.
 pub(crate) fn number_after(text: &str, word: &str) -> Option<u64> {
@@ -71,15 +70,10 @@ impl Cluster {
         Cluster { testbed, client, web, service }
     }
 
-    /// Waits until every pod reaches its gateway.
+    /// Waits until every pod reaches its gateway, which is the engine.
     pub(crate) fn wait_for_gateways(&mut self) {
-        let waited = self.testbed.wait("every pod reaches its gateway", READY, |testbed| {
-            testbed.pods().iter().try_for_each(|pod| match ping(pod.netns(), GATEWAY, 1, 84) {
-                Ok(summary) if summary.complete() => Ok(()),
-                Ok(summary) => Err(format!("{}: {}", pod.name(), summary.output)),
-                Err(error) => Err(error.to_string()),
-            })
-        });
+        let what = "every pod reaches its gateway";
+        let waited = self.testbed.wait(what, READY, |testbed| engines::carry(testbed));
         waited.unwrap_or_else(|error| panic!("{error}"));
     }
 

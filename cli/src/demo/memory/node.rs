@@ -91,6 +91,7 @@ impl Node {
             vni: VNI,
             vxlan_port: VXLAN_PORT,
             service_cidrs: Vec::new(),
+            kernel_fallback: false,
             max_ports: capacities.ports,
             max_tables_bytes: DEFAULT_MAX_MIB << 20,
             node_port_addresses: Default::default(),
