@@ -8,7 +8,6 @@ use crate::kernel::{NeighbourTrust, Prober, Update, fallback};
 use crate::manifests::{Folder, Scan};
 use crate::masquerade::NatOptions;
 use crate::model::Key;
-use crate::names;
 use crate::object::{Kind, Object};
 use crate::publisher::Publisher;
 use fairway_tables::{ApplyError, Ip, Prefix, Writer};
@@ -69,6 +68,8 @@ pub struct Core {
     /// Raised when the plan of the fallback may have changed.
     fallback_epoch: u64,
     traffic: Traffic,
+    /// Pod ranges of other nodes that the kernel would not reach.
+    not_carried: BTreeSet<Prefix>,
 }
 
 impl Core {
@@ -100,6 +101,7 @@ impl Core {
             checks_are_old: true,
             fallback_epoch: 0,
             traffic: Traffic::default(),
+            not_carried: BTreeSet::new(),
         }
     }
 
@@ -211,7 +213,7 @@ impl Core {
             KernelEvent::LinkGone(ifindex) | KernelEvent::AddressGone(ifindex, _) if is_ours(*ifindex) => {
                 self.host_epoch += 1;
             }
-            KernelEvent::Link(link) if link.name == names::FALLBACK_VXLAN_IF => self.host_epoch += 1,
+            KernelEvent::Link(link) if fallback::is_tunnel(&link.name) => self.host_epoch += 1,
             _ => {}
         }
         self.apply(Event::Kernel(event), touched);
@@ -264,6 +266,16 @@ impl Core {
     /// Notes who carries the pods' traffic.
     pub fn set_traffic(&mut self, traffic: Traffic) {
         self.traffic = traffic;
+    }
+
+    /// The pod ranges of other nodes that the kernel does not reach in the engine's place.
+    pub fn not_carried(&self) -> &BTreeSet<Prefix> {
+        &self.not_carried
+    }
+
+    /// Notes which pod ranges these are.
+    pub fn set_not_carried(&mut self, ranges: BTreeSet<Prefix>) {
+        self.not_carried = ranges;
     }
 
     /// Notes what is wrong in some part, or that it is no more.

@@ -5,6 +5,7 @@ use crate::api::types;
 use crate::core::SharedCore;
 use crate::kernel::fallback::{self as kernel_fallback, Mode};
 use fairway_tables::stats::{ProcessState, StatsReader};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -127,15 +128,18 @@ async fn bring_in_line(core: &SharedCore, refuse: bool, done: Option<Done>) -> O
         }
         (epoch, core.fallback_plan()?, mode)
     };
-    let errors = match tokio::task::spawn_blocking(move || kernel_fallback::reconcile(&plan, mode)).await {
-        Ok(errors) => errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    let outcome = tokio::task::spawn_blocking(move || kernel_fallback::reconcile(&plan, mode)).await;
+    let (errors, not_carried) = match outcome {
+        Ok(outcome) => (outcome.errors.iter().map(ToString::to_string).collect(), outcome.not_carried),
         Err(error) => {
-            vec![format!("the kernel fallback's preparation ended: {error}; look at the log above")]
+            let said = format!("the kernel fallback's preparation ended: {error}; look at the log above");
+            (vec![said], BTreeSet::new())
         }
     };
     let failed = !errors.is_empty();
-    core.lock()
-        .set_error("kernel fallback", failed.then(|| format!("kernel fallback: {}", errors.join("; "))));
+    let mut core = core.lock();
+    core.set_error("kernel fallback", failed.then(|| format!("kernel fallback: {}", errors.join("; "))));
+    core.set_not_carried(not_carried);
     Some(Done { epoch, mode, at: Instant::now(), failed })
 }
 

@@ -12,16 +12,24 @@ pub const HOST_ENGINE_IF: &str = "fwhost1";
 pub const HOST_NEXT_HOP: Ip = Ip::v4([169, 254, 1, 2]);
 /// The VXLAN device through which the kernel carries pod traffic while the engine is not running.
 pub const FALLBACK_VXLAN_IF: &str = "fairway.vxlan";
+/// The same in Flannel's layout, where that is another.
+pub const FALLBACK_FLANNEL_IF: &str = "fairway.flannel";
+/// The same for IPIP.
+pub const FALLBACK_IPIP_IF: &str = "fairway.ipip";
 /// The gateway that every pod is given.
 pub const GATEWAY_IP: Ip = Ip::v4([169, 254, 1, 1]);
-/// The gateway that every pod is given for IPv6: the link-local address that follows from [`GATEWAY_MAC`] (RFC 4291
-/// appendix A).
-pub const GATEWAY_IP6: Ip =
-    Ip([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee]);
+/// The gateway that every pod is given for IPv6.
+pub const GATEWAY_IP6: Ip = link_local(GATEWAY_MAC);
 /// The gateway's Ethernet address, the same on every node.
 pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
 /// What VXLAN over IPv4 adds to an inner IP packet: Ethernet 14, VXLAN 8, UDP 8, IPv4 20 bytes.
 pub const VXLAN_OVERHEAD: u32 = 50;
+
+/// The IPv6 link-local address that follows from an Ethernet address (RFC 4291 appendix A).
+pub const fn link_local(mac: Mac) -> Ip {
+    let [a, b, c, d, e, f] = mac.0;
+    Ip([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
 
 /// Largest IP packet that a pod may send so that its encapsulated form fits an uplink of this MTU.
 pub fn pod_mtu(uplink_mtu: u32) -> u32 {
@@ -80,6 +88,7 @@ mod tests {
         assert_eq!(host_veth("default", "web-0"), "fw4c91463225b");
         assert_eq!(vtep_mac("node-1").to_string(), "ae:2a:cb:d5:cc:ab");
         assert_eq!(pod_mac(Ip::v4([10, 244, 1, 7])).to_string(), "0a:58:0a:f4:01:07");
+        assert_eq!(GATEWAY_IP6.to_string(), "fe80::ecee:eeff:feee:eeee");
     }
 
     #[test]

@@ -272,6 +272,8 @@ fn anothers_vxlan_device_is_named_and_left_alone_and_ours_is_made_once_it_is_gon
     eventually("no error", || expect(control.get::<Status>("/status")?.errors, vec![]));
     let fdb = netns.text("bridge fdb show dev fairway.vxlan");
     assert!(fdb.contains(&vtep_mac("node-b").to_string()) && fdb.contains("dst 192.0.2.2"), "{fdb}");
+    let filter = netns.text("tc filter show dev fwhost1 ingress");
+    assert!(filter.contains("pref 70 bpf") && filter.contains("direct-action"), "{filter}");
     // Its entries are no facts about the uplink's neighbours.
     assert_eq!(control.get::<Vec<Tunnel>>("/tunnels").unwrap()[0].next_hop, "192.0.2.2");
 }

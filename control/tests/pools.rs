@@ -214,30 +214,41 @@ fn pools_that_overlap_are_refused_and_the_one_in_force_stays() {
 }
 
 #[test]
-fn the_kernel_without_the_engine_goes_directly_or_by_one_vxlan_network_and_says_where_it_does_not() {
-    use Way::{Direct, Vxlan};
+fn the_kernel_without_the_engine_follows_the_pools_and_says_where_it_does_not() {
+    use Way::{Direct, Ipip};
     let (near, far) = ("10.244.2.0/24".parse().unwrap(), "10.244.3.0/24".parse().unwrap());
+    let by = |ifname, node, name| Way::Vxlan { ifname, node, vtep_mac: vtep_mac(name) };
+    let own = [by("fairway.vxlan", NEAR, "near"), by("fairway.vxlan", FAR, "far")];
+    let flannels = [by("fairway.flannel", NEAR, "near"), by("fairway.flannel", FAR, "far")];
+    let (own_network, flannels_network) = (("fairway.vxlan", 4096, 4789), ("fairway.flannel", 1, 8472));
     let calico = |modes| pool("p", "10.244.0.0/16", modes);
     let mixed = pool("p", "10.244.2.0/24", ", ipipMode: Always");
-    let (own, flannels) = (Some((4096, 4789)), Some((1, 8472)));
-    for (manifest, network, ranges, not_carried) in [
-        (String::new(), own, vec![(near, Vxlan(NEAR)), (far, Vxlan(FAR))], vec![]),
-        (calico(", vxlanMode: CrossSubnet"), own, vec![(near, Direct(NEAR)), (far, Vxlan(FAR))], vec![]),
-        (calico(""), None, vec![(near, Direct(NEAR)), (far, Direct(ROUTER))], vec![]),
-        (calico(", ipipMode: Always"), None, vec![], vec![near, far]),
-        (mixed, own, vec![(far, Vxlan(FAR))], vec![near]),
-        (flannel("\"Type\": \"vxlan\""), flannels, vec![(near, Vxlan(NEAR)), (far, Vxlan(FAR))], vec![]),
+    for (manifest, networks, ways, not_carried) in [
+        (String::new(), vec![own_network], vec![(near, own[0]), (far, own[1])], vec![]),
+        (
+            calico(", vxlanMode: CrossSubnet"),
+            vec![own_network],
+            vec![(near, Direct(NEAR)), (far, own[1])],
+            vec![],
+        ),
+        (calico(""), vec![], vec![(near, Direct(NEAR)), (far, Direct(ROUTER))], vec![]),
+        (calico(", ipipMode: Always"), vec![], vec![(near, Ipip(NEAR)), (far, Ipip(FAR))], vec![]),
+        (mixed, vec![own_network], vec![(near, Ipip(NEAR)), (far, own[1])], vec![]),
+        (
+            flannel("\"Type\": \"vxlan\""),
+            vec![flannels_network],
+            vec![(near, flannels[0]), (far, flannels[1])],
+            vec![],
+        ),
+        (flannel("\"Type\": \"udp\""), vec![], vec![], vec![near, far]),
     ] {
         let core = core(&[("pools.yaml", &manifest)]);
         let plan = core.fallback_plan().expect("a plan");
-        assert_eq!(plan.vxlan.map(|vxlan| (vxlan.vni, vxlan.port)), network, "{manifest}");
-        assert_eq!(plan.ranges.into_iter().collect::<Vec<_>>(), ranges, "{manifest}");
+        let planned: Vec<_> = plan.vxlans.iter().map(|vxlan| (vxlan.ifname, vxlan.vni, vxlan.port)).collect();
+        assert_eq!(planned, networks, "{manifest}");
+        let uses_ipip = ways.iter().any(|(_, way)| matches!(way, Ipip(_)));
+        assert_eq!(plan.ipip.is_some(), uses_ipip, "{manifest}");
+        assert_eq!(plan.ranges.into_iter().collect::<Vec<_>>(), ways, "{manifest}");
         assert_eq!(plan.not_carried.into_iter().collect::<Vec<_>>(), not_carried, "{manifest}");
-        let peers: Vec<Ip> = plan.remotes.into_keys().collect();
-        let by_vxlan = ranges.iter().filter_map(|(_, way)| match way {
-            Vxlan(node) => Some(*node),
-            Direct(_) => None,
-        });
-        assert_eq!(peers, by_vxlan.collect::<Vec<_>>(), "{manifest}");
     }
 }

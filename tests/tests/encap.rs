@@ -4,6 +4,7 @@
 mod common;
 
 use common::Cluster;
+use common::pools::{flannel, ip_pool};
 use fairway_control::names;
 use fairway_tests::capture::by_encapsulation;
 use fairway_tests::gate;
@@ -19,20 +20,6 @@ const READY: Duration = Duration::from_secs(30);
 const DOWNLOAD_BYTES: u64 = 3_000_000;
 const CALICO: VxlanLayout = VxlanLayout { vni: 4096, udp_port: 4789 };
 const FLANNEL: VxlanLayout = VxlanLayout { vni: 1, udp_port: 8472 };
-
-fn ip_pool(modes: &str) -> String {
-    format!(
-        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: pods\nspec:\n  cidr: 10.244.0.0/16\n  \
-         blockSize: 24\n{modes}"
-    )
-}
-
-fn flannel(backend: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: kube-flannel-cfg\n  namespace: kube-flannel\ndata:\n  \
-         net-conf.json: |\n    {{\"Network\": \"10.244.0.0/16\", \"Backend\": {{{backend}}}}}\n"
-    )
-}
 
 /// Waits until nodes send to a pod range by this kind of route and encapsulation, through a neighbour that answers.
 fn wait_for_way(cluster: &mut Cluster, node: usize, prefix: &str, kind: &str, encapsulation: Option<&str>) {

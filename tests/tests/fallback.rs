@@ -5,17 +5,17 @@
 mod common;
 
 use common::Cluster;
+use common::carrier::{BOTH, start_engine, stop_engine, traffic, wait_for_carrier};
 use fairway_control::names;
 use fairway_tests::engines;
+use fairway_tests::gate;
 use fairway_tests::ping::ping;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::pod::probe::ProbeSummary;
 use fairway_tests::pod::stream::{ALL_OPEN, StreamSummary};
 use fairway_tests::process::{Process, wait_for};
-use fairway_tests::programs::share_of_cores;
 use fairway_tests::report::{Figure, Report};
 use fairway_tests::testbed::STREAM_PORT;
-use fairway_tests::{gate, sys};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 const READY: Duration = Duration::from_secs(20);
 const DEADLINE: Duration = Duration::from_secs(60);
 const VXLAN: &str = "fairway.vxlan";
-const BOTH: [usize; 2] = [0, 1];
 const PROBE_PPS: u64 = 1000;
 const PROBE_MS: u64 = 8000;
 
@@ -42,34 +41,6 @@ fn ways(cluster: &Cluster, node: usize) -> Ways {
     let count = |way: &str| links[0]["stats64"][way]["packets"].as_u64().expect("a counter");
     let engine = engines::received(node).expect("counters")["uplink0"];
     Ways { engine, kernel: count("rx") + count("tx") }
-}
-
-fn traffic(cluster: &Cluster, node: usize) -> Result<Value, String> {
-    Ok(cluster.testbed.nodes()[node].ask(&["status"]).map_err(|error| error.to_string())?["traffic"].take())
-}
-
-/// Waits until the status of these nodes says who carries the traffic.
-fn wait_for_carrier(cluster: &mut Cluster, nodes: &[usize], carrier: &str) {
-    for node in nodes {
-        let what = format!("node {node} says that traffic is carried by: {carrier}");
-        let waited = wait_for(&what, READY, || {
-            Ok(match traffic(cluster, *node) {
-                Ok(traffic) if traffic["carried_by"] == carrier => Ok(()),
-                other => Err(format!("{other:?}")),
-            })
-        });
-        waited.unwrap_or_else(|error| panic!("{error}"));
-    }
-}
-
-fn start_engine(cluster: &mut Cluster, node: usize) {
-    let cores = share_of_cores(&sys::cores(), node, 1);
-    cluster.testbed.node_mut(node).start_dataplane(&["--cores", &cores]).expect("the engine starts");
-}
-
-fn stop_engine(cluster: &mut Cluster, node: usize) {
-    let lines = cluster.testbed.node_mut(node).stop_dataplane().unwrap_or_else(|error| panic!("{error}"));
-    assert!(!lines.is_empty(), "the engine's last words speak of I1 and I2");
 }
 
 /// Pods reach pods, nodes reach pods and pods reach nodes, by ping and by TCP to the byte.

@@ -75,9 +75,9 @@ impl Core {
 
     fn traffic_report(&self) -> types::Traffic {
         let mut report = self.traffic().report(self.options().kernel_fallback);
-        let plan = self.fallback_plan().filter(|_| report.carried_by == "kernel");
-        report.not_carried =
-            plan.iter().flat_map(|plan| &plan.not_carried).map(ToString::to_string).collect();
+        if report.carried_by == "kernel" {
+            report.not_carried = self.not_carried().iter().map(ToString::to_string).collect();
+        }
         report
     }
 

@@ -92,7 +92,7 @@ pub struct Traffic {
     pub kernel_fallback: bool,
     /// What becomes of packets to service addresses: `forwarded`, `dropped` or `refused`.
     pub services: String,
-    /// Pod ranges of other nodes that the kernel does not reach: by IPIP, UDP, or a second VXLAN network.
+    /// While the kernel carries the traffic: pod ranges of other nodes that it does not reach.
     pub not_carried: Vec<String>,
 }
 

@@ -129,6 +129,29 @@ impl Netlink {
         Ok(out)
     }
 
+    /// Lists the routes of both families in one table. A kernel before 4.20 lists all tables instead.
+    pub(super) fn routes_in(&mut self, table: u32) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        // The kernel looks at what a listing asks for only then.
+        let _ = self.socket.set_netlink_get_strict_chk(true);
+        let mut out = Vec::new();
+        let mut failed = None;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.attributes.push(RouteAttribute::Table(table));
+            let message = RouteNetlinkMessage::GetRoute(message);
+            match self.request(|| format!("list routes of table {table}"), message, NLM_F_DUMP) {
+                Ok(routes) => out.extend(routes),
+                // No such table yet; or, in a kernel without it, no IPv6.
+                Err(error) if error.error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) if family == AddressFamily::Inet6 => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        let _ = self.socket.set_netlink_get_strict_chk(false);
+        failed.map_or(Ok(out), Err)
+    }
+
     /// Lists every neighbour.
     pub(super) fn neighbours(&mut self) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
@@ -249,8 +272,10 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let mut message = our_route(prefix, via.ifindex);
         if let Some(gateway) = via.gateway {
-            // No subnet holds the gateway, so the kernel must be told that it is on the link.
-            message.header.flags = RouteFlags::Onlink;
+            // No subnet holds the gateway, so the kernel must be told that it is on the link; a link-local one is.
+            if gateway.is_v4() {
+                message.header.flags = RouteFlags::Onlink;
+            }
             message.header.scope = RouteScope::Universe;
             message.attributes.push(RouteAttribute::Gateway(IpAddr::from(gateway).into()));
         }

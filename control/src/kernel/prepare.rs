@@ -7,7 +7,7 @@ use super::offload::{self, OffloadError};
 use super::read;
 use super::sysctl::{loose_or_off, sysctl};
 use crate::index::{Facts, HostPlan, KernelEvent, RouteVia, is_link_local};
-use crate::names::{GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, HOST_NEXT_HOP};
+use crate::names::{GATEWAY_IP6, GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, HOST_NEXT_HOP};
 use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::NeighbourState;
@@ -96,8 +96,10 @@ pub fn reconcile(plan: &HostPlan) -> Result<(), PrepareError> {
     for ip in plan.addresses.iter().filter(|ip| !have.contains(ip)) {
         netlink.set_address(ifindex, *ip, true)?;
     }
-    if neighbour_on(&mut netlink, ifindex)? != Some(GATEWAY_MAC) {
-        netlink.set_neighbour(ifindex, HOST_NEXT_HOP, GATEWAY_MAC)?;
+    for next_hop in plan.addresses.iter().map(|ip| next_hop(*ip)) {
+        if neighbour_on(&mut netlink, ifindex, next_hop)? != Some(GATEWAY_MAC) {
+            netlink.set_neighbour(ifindex, next_hop, GATEWAY_MAC)?;
+        }
     }
     let routes = our_routes(&mut netlink, ifindex)?;
     for prefix in routes.keys().filter(|prefix| !plan.routes.contains_key(prefix)) {
@@ -106,7 +108,7 @@ pub fn reconcile(plan: &HostPlan) -> Result<(), PrepareError> {
     // One route that the kernel refuses must not keep the others out.
     let mut first_error = None;
     for (prefix, source) in &plan.routes {
-        let via = RouteVia { ifindex, gateway: prefix.addr().is_v4().then_some(HOST_NEXT_HOP) };
+        let via = RouteVia { ifindex, gateway: Some(next_hop(prefix.addr())) };
         if routes.get(prefix) == Some(&(via, Some(*source))) {
             continue;
         }
@@ -130,14 +132,19 @@ pub fn cleanup() -> Result<(), PrepareError> {
     Ok(())
 }
 
-/// The address that the kernel has for good for the next hop of our routes.
-fn neighbour_on(netlink: &mut Netlink, ifindex: u32) -> Result<Option<Mac>, PrepareError> {
+/// The next hop of our routes of an address's family.
+fn next_hop(of: Ip) -> Ip {
+    if of.is_v4() { HOST_NEXT_HOP } else { GATEWAY_IP6 }
+}
+
+/// The address that the kernel has for good for a next hop of our routes.
+fn neighbour_on(netlink: &mut Netlink, ifindex: u32, next_hop: Ip) -> Result<Option<Mac>, PrepareError> {
     let listed = netlink.neighbours()?;
     let found = listed.iter().find_map(|message| match message {
         RouteNetlinkMessage::NewNeighbour(m)
             if m.header.ifindex == ifindex && m.header.state == NeighbourState::Permanent =>
         {
-            read::neighbour(m).filter(|(ip, _)| *ip == HOST_NEXT_HOP)
+            read::neighbour(m).filter(|(ip, _)| *ip == next_hop)
         }
         _ => None,
     });

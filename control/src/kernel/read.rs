@@ -132,7 +132,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
     Some(link)
 }
 
-fn address(message: &AddressMessage) -> Option<(u32, Ip)> {
+pub(super) fn address(message: &AddressMessage) -> Option<(u32, Ip)> {
     // Of a point-to-point address, ours is the local one.
     let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(ip) => Some(*ip),

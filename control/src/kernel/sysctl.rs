@@ -29,10 +29,24 @@ pub(super) fn answers_arp(device: &str) -> bool {
     read(&format!("/proc/sys/net/ipv4/conf/{device}/proxy_arp")).as_deref() == Some("1")
 }
 
-/// Gives a device's IPv4 setting back the value that new devices get.
-pub(super) fn reset(device: &str, name: &str) {
-    if let Some(value) = read(&format!("/proc/sys/net/ipv4/conf/default/{name}")) {
-        sysctl("ipv4", device, name, &value);
+/// Has the kernel forward IPv6 packets that come in from this device, where it can tell devices apart (Linux 6.17).
+pub(super) fn forward_ipv6(device: &str) {
+    for (name, value) in [("disable_ipv6", "0"), ("forwarding", "1"), ("force_forwarding", "1")] {
+        sysctl("ipv6", device, name, value);
+    }
+}
+
+/// Whether [`forward_ipv6`] suffices: either devices can be told apart, or all of them forward.
+pub(super) fn may_forward_ipv6() -> bool {
+    let all = "/proc/sys/net/ipv6/conf/all";
+    Path::new(all).join("force_forwarding").exists()
+        || read(&format!("{all}/forwarding")).as_deref() == Some("1")
+}
+
+/// Gives a device's setting back the value that new devices get.
+pub(super) fn reset(family: &str, device: &str, name: &str) {
+    if let Some(value) = read(&format!("/proc/sys/net/{family}/conf/default/{name}")) {
+        sysctl(family, device, name, &value);
     }
 }
 

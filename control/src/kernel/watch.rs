@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Announcements: links, neighbours, IPv4 addresses, routes and rules, IPv6 addresses and routes
+/// Announcements: links, neighbours, IPv4 addresses, routes and rules, IPv6 addresses, routes and rules
 /// (RTNLGRP_* of linux/rtnetlink.h).
-const GROUPS: [u32; 7] = [1, 3, 5, 7, 8, 9, 11];
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 /// How soon everything is listed after an announcement that more changed than was announced.
 const RELIST_DELAY: Duration = Duration::from_millis(50);
 /// How often everything is listed although nothing seems lost.

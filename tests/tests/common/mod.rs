@@ -4,7 +4,10 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+pub(crate) mod carrier;
+pub(crate) mod dual_stack;
 pub(crate) mod load;
+pub(crate) mod pools;
 
 use fairway_tests::engines;
 use fairway_tests::manifests::{EndpointSpec, ServiceSpec};

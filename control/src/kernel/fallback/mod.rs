@@ -7,17 +7,21 @@
 //! ```
 //! Brought in line by difference, again and again. What others made is not touched.
 
+mod devices;
 mod guard;
 mod requests;
 mod state;
 
-pub use state::TABLE;
+pub use state::{Identity, TABLE};
 
 use super::netlink::{Netlink, NetlinkError};
-use super::sysctl::{answer_arp, answers_arp, loose_or_off, reset, sysctl};
-use crate::index::{FallbackPlan, VxlanPlan, Way};
-use crate::names::{FALLBACK_VXLAN_IF, GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, is_host_veth};
+use super::sysctl::{answer_arp, answers_arp, forward_ipv6, loose_or_off, may_forward_ipv6, reset, sysctl};
+use crate::index::{FallbackPlan, Way};
+use crate::names::{
+    FALLBACK_IPIP_IF, GATEWAY_IP6, GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, is_host_veth, link_local,
+};
 use fairway_tables::{Ip, Mac, Prefix};
+use netlink_packet_route::AddressFamily;
 use state::{Device, Hop, State};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,27 +31,29 @@ pub enum FallbackError {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The kernel has no VXLAN.
+    /// The kernel has no such tunnel device.
     #[error(
-        "this kernel has no VXLAN device, so no traffic between nodes while the engine is not running; load the module vxlan"
+        "this kernel has no {0} devices, so no traffic to the nodes that are reached by {0} while the engine is not running; \
+         load the module {0}"
     )]
-    NoVxlan,
-    /// Another VXLAN device has our network.
+    NoTunnel(&'static str),
+    /// Another tunnel device has our network.
     #[error(
-        "device {device} has VXLAN network {vni} on UDP port {port} already, so no traffic between nodes while the engine is \
-         not running; remove it (ip link del {device}) or set --vni"
+        "device {device} has {identity} already, so no traffic to the nodes that are reached by it while the engine is not \
+         running; remove it (ip link del {device}), or have Fairway use another VNI and port"
     )]
     Taken {
         /// That device.
         device: String,
-        /// VXLAN network identifier.
-        vni: u32,
-        /// UDP port.
-        port: u16,
+        /// What both would be.
+        identity: Identity,
     },
     /// Some other kind of device has our name.
-    #[error("{FALLBACK_VXLAN_IF} exists and is no VXLAN device; rename or remove it")]
-    NotVxlan,
+    #[error("{name} exists and is no device of Fairway's; rename or remove it")]
+    NotOurs {
+        /// The name.
+        name: &'static str,
+    },
     /// Replies of services cannot be told apart.
     #[error(
         "{0}; without the filter the kernel would have clients end their connections through services, so it carries \
@@ -57,6 +63,12 @@ pub enum FallbackError {
     /// The host veth pair is not there.
     #[error("{HOST_ENGINE_IF} is not there; the host network must be made first")]
     NoHostPair,
+    /// The kernel forwards IPv6 on all devices or on none, and on none here.
+    #[error(
+        "this node does not forward IPv6, so no IPv6 traffic while the engine is not running; set \
+         net.ipv6.conf.all.forwarding=1 (and accept_ra=2 on devices that get their routes by router advertisements)"
+    )]
+    NoIpv6Forwarding,
 }
 
 /// How the fallback is brought in line.
@@ -68,100 +80,45 @@ pub struct Mode {
     pub keep_others: bool,
 }
 
-/// Brings the kernel in line with the plan. Returns everything that could not be done.
-pub fn reconcile(plan: &FallbackPlan, mode: Mode) -> Vec<FallbackError> {
-    let mut errors = Vec::new();
-    if let Err(error) = try_reconcile(plan, mode, &mut errors) {
-        errors.push(error.into());
-    }
-    errors
+/// What came of bringing the kernel in line.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Everything that could not be done.
+    pub errors: Vec<FallbackError>,
+    /// Pod ranges of other nodes that the kernel does not reach.
+    pub not_carried: BTreeSet<Prefix>,
 }
 
-fn try_reconcile(
-    plan: &FallbackPlan,
-    mode: Mode,
-    errors: &mut Vec<FallbackError>,
-) -> Result<(), NetlinkError> {
+/// Brings the kernel in line with the plan.
+pub fn reconcile(plan: &FallbackPlan, mode: Mode) -> Outcome {
+    let mut outcome = Outcome { errors: Vec::new(), not_carried: plan.not_carried.clone() };
+    if let Err(error) = try_reconcile(plan, mode, &mut outcome) {
+        outcome.errors.push(error.into());
+    }
+    outcome
+}
+
+fn try_reconcile(plan: &FallbackPlan, mode: Mode, outcome: &mut Outcome) -> Result<(), NetlinkError> {
     let mut netlink = Netlink::open()?;
     let mut state = State::read(&mut netlink)?;
-    let vxlan = match &plan.vxlan {
-        Some(wanted) => match ensure_vxlan(&mut netlink, &mut state, wanted) {
-            Ok(ifindex) => Some(ifindex),
-            Err(error) => {
-                errors.push(error);
-                None
-            }
-        },
-        None => {
-            // No node is reached by VXLAN any more.
-            let unused = state.device(FALLBACK_VXLAN_IF).filter(|device| device.is_vxlan);
-            if let (Some(device), Some(_), false) = (unused, plan.uplink, mode.keep_others) {
-                netlink.delete_link(device.ifindex)?;
-            }
-            None
-        }
-    };
-    let mut work = Work { netlink, state, mode, errors };
-    let nothing = FallbackPlan::default();
-    let allowed = if work.entrance() { plan } else { &nothing };
+    if plan.ipv6 && !may_forward_ipv6() {
+        outcome.errors.push(FallbackError::NoIpv6Forwarding);
+    }
+    let devices = devices::ensure(&mut netlink, &mut state, plan, mode.keep_others, &mut outcome.errors);
+    let mut work = Work { netlink, state, mode, errors: &mut outcome.errors };
+    let nothing = FallbackPlan { ipv6: plan.ipv6, ..FallbackPlan::default() };
+    let allowed = if work.entrance(plan.ipv6) { plan } else { &nothing };
     work.pods(plan);
-    work.vxlan_peers(plan, vxlan);
-    work.routes(allowed, vxlan);
+    work.vxlan_peers(plan, &devices);
+    let routed = work.routes(allowed, &devices);
+    outcome.not_carried.extend(plan.ranges.keys().filter(|range| !routed.contains(range)));
     Ok(())
 }
 
-/// Makes the device as it should be, and returns its number.
-fn ensure_vxlan(netlink: &mut Netlink, state: &mut State, plan: &VxlanPlan) -> Result<u32, FallbackError> {
-    let identity = (plan.vni, plan.port, Some(plan.local));
-    if let Some(device) = state.device(FALLBACK_VXLAN_IF) {
-        if !device.is_vxlan {
-            return Err(FallbackError::NotVxlan);
-        }
-        // What a VXLAN device is cannot be changed; it is ours by its name.
-        if device.vxlan != Some(identity) {
-            netlink.delete_link(device.ifindex)?;
-            *state = State::read(netlink)?;
-        }
-    }
-    if state.device(FALLBACK_VXLAN_IF).is_none() {
-        create_vxlan(netlink, state, plan)?;
-        // It has no address of its own and nothing to say by itself.
-        sysctl("ipv6", FALLBACK_VXLAN_IF, "disable_ipv6", "1");
-        *state = State::read(netlink)?;
-    }
-    let Some(device) = state.device(FALLBACK_VXLAN_IF).cloned() else { return Err(FallbackError::NoVxlan) };
-    if device.mac != plan.mac {
-        netlink.set_mac(device.ifindex, plan.mac)?;
-    }
-    if device.mtu != plan.mtu || !device.is_up {
-        netlink.set_link(device.ifindex, plan.mtu).map_err(|error| explain(error, state, plan))?;
-    }
-    sysctl("ipv4", FALLBACK_VXLAN_IF, "forwarding", "1");
-    sysctl("ipv4", FALLBACK_VXLAN_IF, "rp_filter", loose_or_off());
-    Ok(device.ifindex)
-}
-
-fn create_vxlan(netlink: &mut Netlink, state: &State, plan: &VxlanPlan) -> Result<(), FallbackError> {
-    netlink.create_vxlan(FALLBACK_VXLAN_IF, plan).map_err(|error| explain(error, state, plan))
-}
-
-/// Says what a refusal to have the device means.
-fn explain(error: NetlinkError, state: &State, plan: &VxlanPlan) -> FallbackError {
-    match error.error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => FallbackError::NoVxlan,
-        Some(libc::EEXIST | libc::EADDRINUSE) => {
-            let is_rival = |device: &&Device| {
-                device.name != FALLBACK_VXLAN_IF && device.vxlan.is_some_and(|(_, port, _)| port == plan.port)
-            };
-            match state.devices.iter().find(is_rival) {
-                Some(rival) => {
-                    FallbackError::Taken { device: rival.name.clone(), vni: plan.vni, port: plan.port }
-                }
-                None => error.into(),
-            }
-        }
-        _ => error.into(),
-    }
+/// The neighbour through which a way by VXLAN leads: the other node itself, or for IPv6, whose next hops are no IPv4
+/// addresses, the address that follows from its VTEP's.
+fn vxlan_neighbour(range: &Prefix, node: Ip, vtep_mac: Mac) -> Ip {
+    if range.addr().is_v4() { node } else { link_local(vtep_mac) }
 }
 
 struct Work<'a> {
@@ -184,7 +141,7 @@ impl Work<'_> {
 
     /// What the kernel finds on the engine's end of the host pair goes by the fallback's table. Whether what must
     /// not is kept out.
-    fn entrance(&mut self) -> bool {
+    fn entrance(&mut self, ipv6: bool) -> bool {
         let Some(ifindex) = self.state.device(HOST_ENGINE_IF).map(|device| device.ifindex) else {
             self.errors.push(FallbackError::NoHostPair);
             return false;
@@ -194,17 +151,25 @@ impl Work<'_> {
         // What the node itself sends comes in here, from its own addresses.
         sysctl("ipv4", HOST_ENGINE_IF, "accept_local", "1");
         sysctl("ipv4", HOST_ENGINE_IF, "forwarding", "1");
-        let mut found = false;
+        let mut missing = vec![AddressFamily::Inet];
+        if ipv6 {
+            // The link-local address that its Ethernet address asks for is the pods' gateway.
+            sysctl("ipv6", HOST_ENGINE_IF, "addr_gen_mode", "1");
+            forward_ipv6(HOST_ENGINE_IF);
+            missing.push(AddressFamily::Inet6);
+        }
         for rule in std::mem::take(&mut self.state.rules) {
-            if !found && requests::is_wanted(&rule, HOST_ENGINE_IF) {
-                found = true;
-            } else {
-                let result = self.netlink.delete_rule(rule);
-                self.note(result);
+            let place = missing.iter().position(|family| *family == rule.header.family);
+            match place.filter(|_| requests::is_wanted(&rule, HOST_ENGINE_IF)) {
+                Some(place) => drop(missing.remove(place)),
+                None => {
+                    let result = self.netlink.delete_rule(rule);
+                    self.note(result);
+                }
             }
         }
-        if !found {
-            let result = self.netlink.add_rule(HOST_ENGINE_IF);
+        for family in missing {
+            let result = self.netlink.add_rule(family, HOST_ENGINE_IF);
             self.note(result);
         }
         let guarded = guard.is_ok();
@@ -217,23 +182,26 @@ impl Work<'_> {
         let devices: BTreeMap<u32, Device> =
             self.state.devices.iter().map(|device| (device.ifindex, device.clone())).collect();
         let mut wanted: BTreeMap<(u32, Ip), Mac> = BTreeMap::new();
-        for (ip, pod) in &plan.pods {
-            let Some(device) = devices.get(&pod.ifindex).filter(|device| device.name == pod.ifname) else {
+        for (ifindex, pod) in &plan.pods {
+            let Some(device) = devices.get(ifindex).filter(|device| device.name == pod.ifname) else {
                 continue;
             };
             if device.mac != GATEWAY_MAC {
-                if let Err(error) = self.netlink.set_mac(pod.ifindex, GATEWAY_MAC) {
+                if let Err(error) = self.netlink.set_mac(*ifindex, GATEWAY_MAC) {
                     self.note(Err(error));
                     continue;
                 }
                 // The kernel forgets the device's neighbours when its address changes.
-                self.state.neighbours.retain(|(ifindex, _), _| *ifindex != pod.ifindex);
+                self.state.neighbours.retain(|(other, _), _| other != ifindex);
             }
             sysctl("ipv4", &pod.ifname, "rp_filter", loose_or_off());
             sysctl("ipv4", &pod.ifname, "forwarding", "1");
             // Last, so that no pod ever learns another Ethernet address for its gateway.
             answer_arp(&pod.ifname);
-            wanted.insert((pod.ifindex, *ip), pod.mac);
+            if pod.ips.iter().any(|ip| !ip.is_v4()) {
+                self.answer_ipv6(*ifindex, &pod.ifname);
+            }
+            wanted.extend(pod.ips.iter().map(|ip| ((*ifindex, *ip), pod.mac)));
         }
         if !self.mode.keep_others {
             let kept: BTreeSet<u32> = wanted.keys().map(|(ifindex, _)| *ifindex).collect();
@@ -243,10 +211,22 @@ impl Work<'_> {
         self.neighbours(&wanted, is_pod);
     }
 
+    /// The gateway of IPv6 is a link-local address, which the kernel has on this device and answers for on no other.
+    fn answer_ipv6(&mut self, ifindex: u32, ifname: &str) {
+        forward_ipv6(ifname);
+        if !self.state.addresses.contains(&(ifindex, GATEWAY_IP6)) {
+            let result = self.netlink.set_address(ifindex, GATEWAY_IP6, true);
+            self.note(result);
+        }
+    }
+
     /// The veths that are no pod's any more are no gateways either.
-    fn release_pods(&self, kept: &BTreeSet<u32>) {
-        let gone = self.state.devices.iter().filter(|device| !kept.contains(&device.ifindex));
-        gone.for_each(release_pod);
+    fn release_pods(&mut self, kept: &BTreeSet<u32>) {
+        for device in self.state.devices.iter().filter(|device| !kept.contains(&device.ifindex)) {
+            if let Err(error) = release_pod(&mut self.netlink, &self.state, device) {
+                self.errors.push(error.into());
+            }
+        }
     }
 
     fn neighbours(&mut self, wanted: &BTreeMap<(u32, Ip), Mac>, in_charge: impl Fn(&u32) -> bool) {
@@ -263,16 +243,21 @@ impl Work<'_> {
         }
     }
 
-    /// The other nodes on the VXLAN device: the VTEP address of each, and where that is.
-    fn vxlan_peers(&mut self, plan: &FallbackPlan, vxlan: Option<u32>) {
-        let Some(vxlan) = vxlan else { return };
-        let neighbours = plan.remotes.iter().map(|(ip, mac)| ((vxlan, *ip), *mac)).collect();
-        self.neighbours(&neighbours, |ifindex| *ifindex == vxlan);
-        let wanted: BTreeMap<(u32, Mac), Ip> =
-            plan.remotes.iter().map(|(ip, mac)| ((vxlan, *mac), *ip)).collect();
+    /// The other nodes on the VXLAN devices: the VTEP address of each, and where that is.
+    fn vxlan_peers(&mut self, plan: &FallbackPlan, devices: &BTreeMap<&'static str, u32>) {
+        let mut neighbours: BTreeMap<(u32, Ip), Mac> = BTreeMap::new();
+        let mut wanted: BTreeMap<(u32, Mac), Ip> = BTreeMap::new();
+        for (range, way) in &plan.ranges {
+            let Way::Vxlan { ifname, node, vtep_mac } = way else { continue };
+            let Some(device) = devices.get(ifname) else { continue };
+            neighbours.insert((*device, vxlan_neighbour(range, *node, *vtep_mac)), *vtep_mac);
+            wanted.insert((*device, *vtep_mac), *node);
+        }
+        let in_charge = |ifindex: &u32| devices.values().any(|device| device == ifindex);
+        self.neighbours(&neighbours, in_charge);
         let have = std::mem::take(&mut self.state.fdb);
         if !self.mode.keep_others {
-            for (ifindex, mac) in have.keys().filter(|key| key.0 == vxlan && !wanted.contains_key(key)) {
+            for (ifindex, mac) in have.keys().filter(|key| in_charge(&key.0) && !wanted.contains_key(key)) {
                 let result = self.netlink.delete_fdb(*ifindex, *mac);
                 self.note(result);
             }
@@ -283,20 +268,26 @@ impl Work<'_> {
         }
     }
 
-    fn routes(&mut self, plan: &FallbackPlan, vxlan: Option<u32>) {
+    /// The fallback's table. Returns the prefixes that it has routes for.
+    fn routes(&mut self, plan: &FallbackPlan, devices: &BTreeMap<&'static str, u32>) -> BTreeSet<Prefix> {
         let mut wanted = BTreeMap::new();
         // The end of the way, also for what the main table would send round in circles.
         let end = if self.mode.refuse { Hop::Unreachable } else { Hop::Blackhole };
-        wanted.extend(Prefix::new(Ip::v4([0; 4]), 0).map(|any| (any, end)));
-        for (prefix, way) in &plan.ranges {
+        let families = [true, false].into_iter().filter(|is_v4| *is_v4 || plan.ipv6);
+        wanted.extend(families.map(|is_v4| (state::any(is_v4), end)));
+        for (range, way) in &plan.ranges {
             let (device, gateway) = match way {
-                Way::Vxlan(node) => (vxlan, *node),
+                Way::Vxlan { ifname, node, vtep_mac } => {
+                    (devices.get(ifname).copied(), vxlan_neighbour(range, *node, *vtep_mac))
+                }
+                Way::Ipip(node) => (devices.get(FALLBACK_IPIP_IF).copied(), *node),
                 Way::Direct(neighbour) => (plan.uplink, *neighbour),
             };
-            wanted.extend(device.map(|ifindex| (*prefix, Hop::Out { ifindex, gateway: Some(gateway) })));
+            wanted.extend(device.map(|ifindex| (*range, Hop::Out { ifindex, gateway: Some(gateway) })));
         }
-        for (ip, pod) in &plan.pods {
-            wanted.insert(Prefix::host(*ip), Hop::Out { ifindex: pod.ifindex, gateway: None });
+        for (ifindex, pod) in &plan.pods {
+            let out = Hop::Out { ifindex: *ifindex, gateway: None };
+            wanted.extend(pod.ips.iter().map(|ip| (Prefix::host(*ip), out)));
         }
         let have = std::mem::take(&mut self.state.routes);
         if !self.mode.keep_others {
@@ -309,6 +300,7 @@ impl Work<'_> {
             let result = self.netlink.set_fallback_route(*prefix, *hop);
             self.note(result);
         }
+        wanted.into_keys().collect()
     }
 }
 
@@ -322,32 +314,48 @@ pub fn cleanup() -> Result<(), FallbackError> {
     for (prefix, hop) in &state.routes {
         netlink.delete_fallback_route(*prefix, *hop)?;
     }
-    if let Some(device) = state.device(FALLBACK_VXLAN_IF).filter(|device| device.is_vxlan) {
-        netlink.delete_link(device.ifindex)?;
+    for device in devices::NAMES.iter().filter_map(|name| state.device(name)) {
+        if device.identity.is_some() {
+            netlink.delete_link(device.ifindex)?;
+        }
     }
     for device in state.devices.iter().filter(|device| is_host_veth(&device.name)) {
         for (ifindex, ip) in state.neighbours.keys().filter(|(ifindex, _)| *ifindex == device.ifindex) {
             netlink.delete_neighbour(*ifindex, *ip)?;
         }
-        release_pod(device);
+        release_pod(&mut netlink, &state, device)?;
     }
     if let Some(device) = state.device(HOST_ENGINE_IF) {
-        ["forwarding", "accept_local", "rp_filter"].iter().for_each(|setting| reset(HOST_ENGINE_IF, setting));
+        ["forwarding", "accept_local", "rp_filter"]
+            .iter()
+            .for_each(|name| reset("ipv4", HOST_ENGINE_IF, name));
+        ["forwarding", "force_forwarding"].iter().for_each(|name| reset("ipv6", HOST_ENGINE_IF, name));
+        sysctl("ipv6", HOST_ENGINE_IF, "disable_ipv6", "1");
         netlink.remove_guard(device.ifindex)?;
     }
     Ok(())
 }
 
-fn release_pod(device: &Device) {
-    if is_host_veth(&device.name) && answers_arp(&device.name) {
-        ["proxy_arp", "forwarding", "rp_filter"].iter().for_each(|setting| reset(&device.name, setting));
+fn release_pod(netlink: &mut Netlink, state: &State, device: &Device) -> Result<(), NetlinkError> {
+    if !is_host_veth(&device.name) {
+        return Ok(());
     }
+    if answers_arp(&device.name) {
+        ["proxy_arp", "forwarding", "rp_filter"].iter().for_each(|name| reset("ipv4", &device.name, name));
+    }
+    if state.addresses.contains(&(device.ifindex, GATEWAY_IP6)) {
+        netlink.set_address(device.ifindex, GATEWAY_IP6, false)?;
+        ["forwarding", "force_forwarding"].iter().for_each(|name| reset("ipv6", &device.name, name));
+    }
+    Ok(())
 }
 
 /// Whether the loss of this device, or of something on it, concerns the fallback or the host network.
 pub fn rests_on(device: &str) -> bool {
-    device == FALLBACK_VXLAN_IF
-        || device == HOST_ENGINE_IF
-        || device == HOST_KERNEL_IF
-        || is_host_veth(device)
+    is_tunnel(device) || device == HOST_ENGINE_IF || device == HOST_KERNEL_IF || is_host_veth(device)
+}
+
+/// Whether this is the name of a tunnel device of the fallback's.
+pub fn is_tunnel(device: &str) -> bool {
+    devices::NAMES.contains(&device)
 }

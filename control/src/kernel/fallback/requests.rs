@@ -1,11 +1,12 @@
 //! The rtnetlink messages of which only the fallback has need.
 
-use super::state::{Hop, TABLE};
-use crate::index::VxlanPlan;
+use super::state::{Hop, Identity, TABLE};
 use crate::kernel::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, family};
 use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -14,7 +15,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Where the fallback's rule stands: after the kernel's own table (0), before all others.
 pub(super) const RULE_PRIORITY: u32 = 70;
@@ -23,9 +24,9 @@ type Listed = Result<Vec<RouteNetlinkMessage>, NetlinkError>;
 
 impl Netlink {
     pub(super) fn fallback_rules(&mut self) -> Listed {
-        let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
-        self.request(|| "list rules".into(), RouteNetlinkMessage::GetRule(message), NLM_F_DUMP)
+        // Of both families.
+        let message = RouteNetlinkMessage::GetRule(RuleMessage::default());
+        self.request(|| "list rules".into(), message, NLM_F_DUMP)
     }
 
     pub(super) fn fdb_entries(&mut self) -> Listed {
@@ -34,33 +35,29 @@ impl Netlink {
         self.request(|| "list FDB entries".into(), RouteNetlinkMessage::GetNeighbour(message), NLM_F_DUMP)
     }
 
-    pub(super) fn create_vxlan(&mut self, name: &str, plan: &VxlanPlan) -> Result<(), NetlinkError> {
-        let mut data = vec![
-            InfoVxlan::Id(plan.vni),
-            InfoVxlan::Port(plan.port),
-            InfoVxlan::Learning(false),
-            // As the engine does; the inner packet has its own checksum (RFC 7348 section 5).
-            InfoVxlan::UDPCsum(false),
-        ];
-        data.extend(plan.local.as_v4().map(|octets| InfoVxlan::Local(octets.into())));
+    /// Makes a tunnel device that sends and understands what the engine does.
+    pub(super) fn create_tunnel(
+        &mut self,
+        name: &str,
+        identity: Identity,
+        mac: Option<Mac>,
+        mtu: u32,
+    ) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Mtu(plan.mtu),
-            LinkAttribute::Address(plan.mac.0.to_vec()),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Vxlan),
-                LinkInfo::Data(InfoData::Vxlan(data)),
-            ]),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(link_info(identity)),
         ];
-        let what = || format!("create the VXLAN device {name} (VNI {}, UDP port {})", plan.vni, plan.port);
+        message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        let what = || format!("create the device {name} ({identity})");
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
         self.request(what, RouteNetlinkMessage::NewLink(message), flags).map(drop)
     }
 
     /// Adds the rule that sends what comes in from `ifname` to the fallback's table.
-    pub(super) fn add_rule(&mut self, ifname: &str) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::NewRule(rule(ifname));
+    pub(super) fn add_rule(&mut self, family: AddressFamily, ifname: &str) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::NewRule(rule(family, ifname));
         let what = || format!("add the rule from {ifname} to table {TABLE}");
         self.request(what, message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
@@ -116,9 +113,32 @@ fn fdb(ifindex: u32, mac: Mac) -> NeighbourMessage {
     message
 }
 
-fn rule(ifname: &str) -> RuleMessage {
+fn link_info(identity: Identity) -> Vec<LinkInfo> {
+    let local = |ip: Option<Ip>| ip.and_then(|ip| ip.as_v4()).map(Ipv4Addr::from);
+    match identity {
+        Identity::Vxlan { vni, port, local: ip } => {
+            let mut data = vec![
+                InfoVxlan::Id(vni),
+                InfoVxlan::Port(port),
+                InfoVxlan::Learning(false),
+                // As the engine does; the inner packet has its own checksum (RFC 7348 section 5).
+                InfoVxlan::UDPCsum(false),
+            ];
+            data.extend(local(ip).map(InfoVxlan::Local));
+            vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]
+        }
+        Identity::Ipip { local: ip } => {
+            // As the engine's outer header; with DF, which goes with a TTL of its own.
+            let mut data = vec![InfoIpTunnel::Ttl(64)];
+            data.extend(local(ip).map(|ip| InfoIpTunnel::Local(ip.into())));
+            vec![LinkInfo::Kind(InfoKind::IpIp), LinkInfo::Data(InfoData::IpTunnel(data))]
+        }
+    }
+}
+
+fn rule(family: AddressFamily, ifname: &str) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family;
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
         RuleAttribute::Iifname(ifname.to_owned()),
@@ -131,7 +151,7 @@ fn rule(ifname: &str) -> RuleMessage {
 
 /// Whether a rule is the one that [`rule`] makes.
 pub(super) fn is_wanted(found: &RuleMessage, ifname: &str) -> bool {
-    let wanted = rule(ifname);
+    let wanted = rule(found.header.family, ifname);
     wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
         && found.header.src_len == 0
         && found.header.dst_len == 0
@@ -150,10 +170,12 @@ fn route(prefix: Prefix, hop: Hop) -> RouteMessage {
         Hop::Out { ifindex, gateway } => {
             message.attributes.push(RouteAttribute::Oif(ifindex));
             if let Some(gateway) = gateway {
-                // No subnet holds the gateway, so the kernel must be told that it is on the link.
-                message.header.flags = RouteFlags::Onlink;
+                // No subnet holds the gateway, so the kernel must be told that it is on the link; a link-local one is.
+                if gateway.is_v4() {
+                    message.header.flags = RouteFlags::Onlink;
+                }
                 message.attributes.push(RouteAttribute::Gateway(IpAddr::from(gateway).into()));
-            } else {
+            } else if prefix.addr().is_v4() {
                 message.header.scope = RouteScope::Link;
             }
             RouteType::Unicast

@@ -4,7 +4,7 @@ use crate::kernel::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL};
 use crate::kernel::read;
 use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoIpTunnel, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -12,7 +12,9 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
 
 /// The routing table of the fallback.
 pub const TABLE: u32 = 7070;
@@ -25,9 +27,54 @@ pub(super) struct Device {
     pub(super) mac: Mac,
     pub(super) mtu: u32,
     pub(super) is_up: bool,
-    pub(super) is_vxlan: bool,
-    /// VNI, UDP port and local address of a VXLAN device.
-    pub(super) vxlan: Option<(u32, u16, Option<Ip>)>,
+    /// What it is, if it is a tunnel that the fallback knows.
+    pub(super) identity: Option<Identity>,
+}
+
+/// What makes a tunnel device what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Identity {
+    /// VXLAN.
+    Vxlan {
+        /// Network identifier.
+        vni: u32,
+        /// UDP port.
+        port: u16,
+        /// This node's underlay address.
+        local: Option<Ip>,
+    },
+    /// IPIP to any node.
+    Ipip {
+        /// This node's underlay address.
+        local: Option<Ip>,
+    },
+}
+
+impl Identity {
+    /// The kernel's name of its kind, and of the module.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Identity::Vxlan { .. } => "vxlan",
+            Identity::Ipip { .. } => "ipip",
+        }
+    }
+
+    /// Whether the kernel does not give a second device this identity beside one.
+    pub(super) fn excludes(self, other: Identity) -> bool {
+        match (self, other) {
+            (Identity::Vxlan { port, .. }, Identity::Vxlan { port: wanted, .. }) => port == wanted,
+            _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::Vxlan { vni, port, .. } => write!(f, "VXLAN network {vni} on UDP port {port}"),
+            Identity::Ipip { local } => write!(f, "IPIP from {}", local.unwrap_or(Ip::v4([0; 4]))),
+        }
+    }
 }
 
 /// Where a route of the fallback's table leads.
@@ -45,6 +92,7 @@ pub(super) enum Hop {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) devices: Vec<Device>,
+    pub(super) addresses: BTreeSet<(u32, Ip)>,
     /// The rules under Fairway's mark.
     pub(super) rules: Vec<RuleMessage>,
     pub(super) routes: BTreeMap<Prefix, Hop>,
@@ -59,7 +107,8 @@ impl State {
     pub(super) fn read(netlink: &mut Netlink) -> Result<State, NetlinkError> {
         let mut state = State::default();
         let mut messages = netlink.links()?;
-        messages.extend(netlink.routes()?);
+        messages.extend(netlink.addresses()?);
+        messages.extend(netlink.routes_in(TABLE)?);
         messages.extend(netlink.neighbours()?);
         messages.extend(netlink.fallback_rules()?);
         messages.extend(netlink.fdb_entries()?);
@@ -72,6 +121,7 @@ impl State {
     fn take(&mut self, message: RouteNetlinkMessage) {
         match message {
             RouteNetlinkMessage::NewLink(m) => self.devices.extend(device(&m)),
+            RouteNetlinkMessage::NewAddress(m) => self.addresses.extend(read::address(&m)),
             RouteNetlinkMessage::NewRoute(m) => self.routes.extend(route(&m)),
             RouteNetlinkMessage::NewRule(m) if is_ours(&m) => self.rules.push(m),
             RouteNetlinkMessage::NewNeighbour(m) if m.header.family == AddressFamily::Bridge => {
@@ -97,26 +147,29 @@ fn device(message: &LinkMessage) -> Option<Device> {
         mac: Mac::ZERO,
         mtu: 0,
         is_up: message.header.flags.contains(LinkFlags::Up),
-        is_vxlan: false,
-        vxlan: None,
+        identity: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name = name.clone(),
             LinkAttribute::Address(bytes) => device.mac = read::mac_of(bytes),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-            LinkAttribute::LinkInfo(infos) => {
-                device.is_vxlan = infos.contains(&LinkInfo::Kind(InfoKind::Vxlan));
-                device.vxlan = infos.iter().find_map(vxlan);
-            }
+            LinkAttribute::LinkInfo(infos) => device.identity = infos.iter().find_map(identity),
             _ => {}
         }
     }
     Some(device)
 }
 
-fn vxlan(info: &LinkInfo) -> Option<(u32, u16, Option<Ip>)> {
-    let LinkInfo::Data(InfoData::Vxlan(attributes)) = info else { return None };
+fn identity(info: &LinkInfo) -> Option<Identity> {
+    match info {
+        LinkInfo::Data(InfoData::Vxlan(attributes)) => vxlan(attributes),
+        LinkInfo::Data(InfoData::IpTunnel(attributes)) => ipip(attributes),
+        _ => None,
+    }
+}
+
+fn vxlan(attributes: &[InfoVxlan]) -> Option<Identity> {
     let (mut vni, mut port, mut local) = (None, None, None);
     for attribute in attributes {
         match attribute {
@@ -126,18 +179,37 @@ fn vxlan(info: &LinkInfo) -> Option<(u32, u16, Option<Ip>)> {
             _ => {}
         }
     }
-    Some((vni?, port?, local))
+    Some(Identity::Vxlan { vni: vni?, port: port?, local })
+}
+
+/// IPIP to any node; tunnels between IPv6 addresses and those to one node are others.
+fn ipip(attributes: &[InfoIpTunnel]) -> Option<Identity> {
+    let mut ends = [None; 2];
+    for attribute in attributes {
+        match attribute {
+            InfoIpTunnel::Local(IpAddr::V4(ip)) => ends[0] = Some(*ip),
+            InfoIpTunnel::Remote(IpAddr::V4(ip)) => ends[1] = Some(*ip),
+            _ => {}
+        }
+    }
+    let [local, remote] = ends.map(|ip| ip.filter(|ip| !ip.is_unspecified()));
+    remote.is_none().then(|| Identity::Ipip { local: local.map(Ip::from) })
+}
+
+/// Every address of a family.
+pub(super) fn any(is_v4: bool) -> Prefix {
+    // What is not zero cannot be cut off.
+    let zero = if is_v4 { Ip::v4([0; 4]) } else { Ip::UNSPECIFIED };
+    Prefix::new(zero, 0).unwrap_or(Prefix::host(zero))
 }
 
 /// A route of the fallback's table under Fairway's mark.
 fn route(message: &RouteMessage) -> Option<(Prefix, Hop)> {
-    if message.header.address_family != AddressFamily::Inet
-        || u8::from(message.header.protocol) != ROUTE_PROTOCOL
-        || read::table_of(message) != TABLE
-    {
+    if u8::from(message.header.protocol) != ROUTE_PROTOCOL || read::table_of(message) != TABLE {
         return None;
     }
-    let (mut destination, mut out, mut gateway) = (Ip::v4([0; 4]), 0, None);
+    let is_v4 = message.header.address_family == AddressFamily::Inet;
+    let (mut destination, mut out, mut gateway) = (any(is_v4).addr(), 0, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(ip) => destination = read::ip_of(ip)?,
