@@ -86,7 +86,7 @@ pub async fn run(options: Options, capacities: Capacities) -> Result<(), StartEr
     core.lock().set_error("host network", prepared);
     // Listed after the subscription and the preparation, so that both are in it.
     let listing = kernel::list()?;
-    core.lock().take(vec![Ok(first_scan)], vec![listing]);
+    core.lock().take(vec![Ok(manifests::Look::Whole(first_scan))], vec![listing]);
 
     let (scans_tx, mut scans) = mpsc::channel(4);
     let (updates_tx, mut updates) = mpsc::channel(BATCH);

@@ -5,7 +5,7 @@ use crate::fallback::Traffic;
 use crate::health::HealthChecks;
 use crate::index::{Config, Event, FallbackPlan, HostPlan, Index, KernelEvent, NodePortAddresses};
 use crate::kernel::{NeighbourTrust, Prober, Update, fallback};
-use crate::manifests::{Folder, Scan};
+use crate::manifests::{Folder, Look, Scan};
 use crate::masquerade::NatOptions;
 use crate::model::Key;
 use crate::object::{Kind, Object};
@@ -111,8 +111,9 @@ impl Core {
         for update in updates {
             self.update(update, &mut touched);
         }
-        // Only the last of several looks at a folder counts.
-        if let Some(scan) = scans.into_iter().last() {
+        // What was seen before the last look at the whole folder does not count.
+        let last = scans.iter().rposition(|scan| matches!(scan, Ok(Look::Whole(_))));
+        for scan in scans.into_iter().skip(last.unwrap_or(0)) {
             self.scan(scan, &mut touched);
         }
         self.publish(touched);
@@ -163,13 +164,13 @@ impl Core {
     }
 
     fn scan(&mut self, scan: Scan, touched: &mut BTreeSet<Key>) {
-        let listing = match scan {
-            Ok(listing) => listing,
+        let look = match scan {
+            Ok(look) => look,
             Err(error) => return self.set_error("manifests", Some(error.to_string())),
         };
         self.set_error("manifests", None);
         let before = self.folder.errors();
-        let events = self.folder.update(listing);
+        let events = self.folder.look(look);
         for error in self.folder.errors().iter().filter(|e| !before.contains(e)) {
             tracing::error!("{error}; the file's earlier objects stay in force");
         }

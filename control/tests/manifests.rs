@@ -4,7 +4,7 @@ mod common;
 
 use common::{eventually, node, pod, replace, service, slice};
 use fairway_control::index::Event;
-use fairway_control::manifests::{Folder, Listing, follow, scan};
+use fairway_control::manifests::{Folder, Listing, Look, follow, scan};
 use fairway_control::object::Object;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,11 @@ struct Cluster {
 
 impl Cluster {
     fn update(&mut self, files: &[(&str, &str)]) -> &mut Cluster {
-        for event in self.folder.update(listing(files)) {
+        self.look(Look::Whole(listing(files)))
+    }
+
+    fn look(&mut self, look: Look) -> &mut Cluster {
+        for event in self.folder.look(look) {
             match event {
                 Event::Upsert(object) => drop(self.alive.insert(object.key().to_string())),
                 Event::Delete(key) => assert!(self.alive.remove(&key.to_string()), "{key} deleted twice"),
@@ -222,10 +226,7 @@ fn changes_on_disk_arrive_however_they_are_written() {
         let begin = std::time::Instant::now();
         eventually(what, || {
             while let Ok(scan) = receiver.try_recv() {
-                let listing = scan.map_err(|e| e.to_string())?;
-                let files: Vec<_> = listing.into_iter().map(|(name, text)| (name, text.unwrap())).collect();
-                let files: Vec<_> = files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
-                cluster.update(&files);
+                cluster.look(scan.map_err(|e| e.to_string())?);
             }
             if cluster.objects() == wanted { Ok(()) } else { Err(format!("{:?}", cluster.objects())) }
         });

@@ -4,7 +4,7 @@ use super::error::{Claimant, FileProblem, Place};
 use super::parse::{Parsed, Placed};
 use crate::encapsulation::{Pool, holds};
 use crate::index::host_address;
-use crate::object::{Kind, Node, Object, ObjectKey, Pod};
+use crate::object::{Kind, Node, Object, ObjectKey, Service};
 use fairway_tables::{Ip, Prefix};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -149,7 +149,7 @@ fn pod_conflicts(
                 out.push(loser.conflict(FileProblem::DuplicatePodIp { ip: *ip, other: winner.claimant() }));
             }
             let Some((node_party, node)) = nodes.get(pod.node.as_str()) else { continue };
-            if let Some(problem) = misplaced(pod, *ip, node) {
+            if let Some(problem) = misplaced(*ip, node) {
                 // The pod is the one to correct, unless it is in force and the node changed under it.
                 let blamed = if party.is_new || !node_party.is_new { party } else { node_party };
                 out.push(blamed.conflict(problem));
@@ -158,8 +158,9 @@ fn pod_conflicts(
     }
 }
 
-fn misplaced(pod: &Pod, ip: Ip, node: &Node) -> Option<FileProblem> {
-    let node_name = pod.node.clone();
+/// What is wrong with this address for a pod on this node.
+pub(super) fn misplaced(ip: Ip, node: &Node) -> Option<FileProblem> {
+    let node_name = node.name.clone();
     match node.pod_cidrs.iter().find(|cidr| cidr.contains(ip)) {
         None => {
             let cidrs = node.pod_cidrs.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
@@ -172,33 +173,42 @@ fn misplaced(pod: &Pod, ip: Ip, node: &Node) -> Option<FileProblem> {
 
 fn service_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) {
     let mut claims: BTreeMap<(Ip, u16, u8), Party> = BTreeMap::new();
-    // Node ports, and health checks, which take a TCP port of the node too.
     let mut node_ports: BTreeMap<(u16, u8), Party> = BTreeMap::new();
     for party in by_key.values() {
         let Object::Service(service) = &party.placed.object else { continue };
-        let health = (service.health_check_node_port, 6);
-        let of_ports = service.ports.iter().map(|port| (port.node_port, port.proto));
-        for (port, proto) in of_ports.chain([health]).filter(|(port, _)| *port != 0) {
+        for (port, proto) in node_ports_of(service) {
             let other = node_ports.insert((port, proto), *party).filter(|other| other.key() != party.key());
             let Some(other) = other else { continue };
             let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
             let problem = FileProblem::DuplicateNodePort { port, proto, other: winner.claimant() };
             out.push(loser.conflict(problem));
         }
-        for ip in &service.cluster_ips {
-            for port in &service.ports {
-                let claim = (*ip, port.port, port.proto);
-                let Some(other) = claims.insert(claim, *party).filter(|o| o.key() != party.key()) else {
-                    continue;
-                };
-                let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
-                let (ip, port, proto) = claim;
-                let problem =
-                    FileProblem::DuplicateServiceAddress { ip, port, proto, other: winner.claimant() };
-                out.push(loser.conflict(problem));
-            }
+        for claim in addresses_of(service) {
+            let Some(other) = claims.insert(claim, *party).filter(|o| o.key() != party.key()) else {
+                continue;
+            };
+            let ((loser, ()), (winner, ())) = order((*party, ()), (other, ()));
+            let (ip, port, proto) = claim;
+            let problem = FileProblem::DuplicateServiceAddress { ip, port, proto, other: winner.claimant() };
+            out.push(loser.conflict(problem));
         }
     }
+}
+
+/// Node ports, and health checks, which take a TCP port of the node too.
+pub(super) fn node_ports_of(service: &Service) -> impl Iterator<Item = (u16, u8)> + '_ {
+    let health = (service.health_check_node_port, 6);
+    let of_ports = service.ports.iter().map(|port| (port.node_port, port.proto));
+    of_ports.chain([health]).filter(|(port, _)| *port != 0)
+}
+
+/// Its cluster addresses with its ports and their protocols.
+pub(super) fn addresses_of(service: &Service) -> impl Iterator<Item = (Ip, u16, u8)> + '_ {
+    let with_ports = |ip: &Ip| {
+        let ip = *ip;
+        service.ports.iter().map(move |port| (ip, port.port, port.proto))
+    };
+    service.cluster_ips.iter().flat_map(with_ports)
 }
 
 fn pool_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) {
@@ -208,11 +218,7 @@ fn pool_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) 
         for (other_party, other) in &pools {
             let ((loser, lost), (winner, kept)) = order((*party, pool), (*other_party, *other));
             let other = winner.claimant();
-            let overlap = lost.cidrs.iter().find_map(|cidr| {
-                let hit = kept.cidrs.iter().find(|kept| holds(kept, cidr) || holds(cidr, kept));
-                hit.map(|hit| (*cidr, *hit))
-            });
-            if let Some((cidr, other_cidr)) = overlap {
+            if let Some((cidr, other_cidr)) = overlapping(lost, kept) {
                 out.push(loser.conflict(FileProblem::OverlappingPool { cidr, other_cidr, other }));
             } else if lost.kind == Kind::FlannelConfig && kept.kind == Kind::FlannelConfig {
                 out.push(loser.conflict(FileProblem::SecondFlannel { other }));
@@ -220,4 +226,12 @@ fn pool_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) 
         }
         pools.push((*party, pool));
     }
+}
+
+/// The first ranges of two pools that share addresses.
+pub(super) fn overlapping(a: &Pool, b: &Pool) -> Option<(Prefix, Prefix)> {
+    a.cidrs.iter().find_map(|cidr| {
+        let hit = b.cidrs.iter().find(|other| holds(other, cidr) || holds(cidr, other));
+        hit.map(|hit| (*cidr, *hit))
+    })
 }

@@ -1,6 +1,7 @@
-//! A folder of ordinary Kubernetes manifests as a source of objects. [`parse()`] checks one file, `conflicts` what spans
-//! files, [`Folder`] decides what is in force, and [`follow`] watches the disk. Only `watch` does I/O.
+//! A folder of ordinary Kubernetes manifests as a source of objects. [`parse()`] checks one file, `claims` finds whether objects of
+//! several conflict and `conflicts` says how, [`Folder`] decides what is in force, and [`follow`] watches the disk. Only `watch` does I/O.
 
+mod claims;
 mod conflicts;
 mod error;
 mod folder;
@@ -8,6 +9,6 @@ mod parse;
 mod watch;
 
 pub use error::{Claimant, FileProblem, ManifestError, Place, proto_name};
-pub use folder::{Folder, Listing};
+pub use folder::{Changes, Folder, Listing, Look};
 pub use parse::{Parsed, Placed, parse};
 pub use watch::{FolderError, Scan, follow, scan};

@@ -1,10 +1,12 @@
-//! The async shell around the folder: reads it, waits for inotify to say that something changed, and
-//! looks again every few seconds in case an event was missed.
+//! The async shell around the folder: reads it, waits for inotify to say which files changed, and
+//! looks at all of it every few seconds in case an event was missed.
 
 use super::error::FileProblem;
-use super::folder::Listing;
+use super::folder::{Changes, Listing, Look};
 use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchMask};
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -30,41 +32,57 @@ pub struct FolderError {
 }
 
 /// What the watcher saw.
-pub type Scan = Result<Listing, FolderError>;
+pub type Scan = Result<Look, FolderError>;
 
 /// Reads every `.yaml`, `.yml` and `.json` file of the folder; not its subfolders, and nothing hidden.
-pub fn scan(path: &Path) -> Scan {
-    Ok(scan_noting_age(path)?.0)
+pub fn scan(path: &Path) -> Result<Listing, FolderError> {
+    scan_noting(path, &mut Noted::default())
 }
 
-/// Also says whether a file is so young that it may be half written.
-fn scan_noting_age(path: &Path) -> Result<(Listing, bool), FolderError> {
+/// What was noted while files were read.
+#[derive(Default)]
+struct Noted {
+    /// One is so young that it may be half written.
+    young: bool,
+    /// One is a symbolic link: it changes without an announcement of its own.
+    links: bool,
+}
+
+/// The name, if it is one of a manifest.
+fn manifest_name(name: &OsStr) -> Option<&str> {
+    let extension = Path::new(name).extension().and_then(OsStr::to_str);
+    let is_manifest = matches!(extension, Some("yaml" | "yml" | "json"));
+    name.to_str().filter(|name| is_manifest && !name.starts_with('.'))
+}
+
+fn scan_noting(path: &Path, noted: &mut Noted) -> Result<Listing, FolderError> {
     let failed = |error| FolderError { path: path.to_owned(), error };
-    let now = SystemTime::now();
     let mut listing = Listing::new();
-    let mut young = false;
     for entry in std::fs::read_dir(path).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        let is_manifest = matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json"));
-        if !is_manifest || name.starts_with('.') {
-            continue;
+        let file_name = entry.map_err(failed)?.file_name();
+        let Some(name) = manifest_name(&file_name) else { continue };
+        if let Some(content) = look_at(&path.join(name), noted) {
+            listing.insert(name.to_owned(), content);
         }
-        // Symbolic links are followed: a mounted ConfigMap consists of them.
-        let content = match std::fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() => continue,
-            Ok(meta) => {
-                let age = meta.modified().ok().and_then(|at| now.duration_since(at).ok());
-                young |= age.is_none_or(|age| age < SETTLE);
-                read(&path, meta.len())
-            }
-            // Removed between the listing and now.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => continue,
-            Err(e) => Err(FileProblem::Unreadable(e.to_string())),
-        };
-        listing.insert(name.to_owned(), content);
     }
-    Ok((listing, young))
+    Ok(listing)
+}
+
+/// What a file holds; `None` if it is not there, or a folder. Symbolic links are followed: a mounted ConfigMap consists of
+/// them.
+fn look_at(path: &Path, noted: &mut Noted) -> Option<Result<String, FileProblem>> {
+    let is_link = path.is_symlink();
+    noted.links |= is_link;
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => None,
+        Ok(meta) => {
+            let age = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+            noted.young |= age.is_none_or(|age| age < SETTLE);
+            Some(read(path, meta.len()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !is_link => None,
+        Err(e) => Some(Err(FileProblem::Unreadable(e.to_string()))),
+    }
 }
 
 fn read(path: &Path, size_bytes: u64) -> Result<String, FileProblem> {
@@ -74,16 +92,50 @@ fn read(path: &Path, size_bytes: u64) -> Result<String, FileProblem> {
     std::fs::read_to_string(path).map_err(|e| FileProblem::Unreadable(e.to_string()))
 }
 
-/// Reads the folder once it has been still for a moment.
-async fn settled_scan(path: &Path) -> Scan {
-    for _ in 0..MAX_SETTLE_ROUNDS {
-        let (listing, young) = scan_noting_age(path)?;
-        if !young {
-            return Ok(listing);
+/// Which files a burst of announcements is about.
+enum Concerned {
+    Files(BTreeSet<String>),
+    All,
+}
+
+impl Concerned {
+    /// Adds what an announcement is about: everything if some were lost, or if links may lead through what changed.
+    fn note(&mut self, event: &EventOwned, links: bool) {
+        let name = event.name.as_deref().and_then(manifest_name);
+        let all = event.mask.contains(EventMask::Q_OVERFLOW) || (links && name.is_none());
+        match (&mut *self, name) {
+            _ if all => *self = Concerned::All,
+            (Concerned::Files(names), Some(name)) => drop(names.insert(name.to_owned())),
+            _ => {}
         }
-        tokio::time::sleep(SETTLE).await;
     }
-    scan(path)
+
+    fn nothing(&self) -> bool {
+        matches!(self, Concerned::Files(names) if names.is_empty())
+    }
+
+    fn look(&self, path: &Path, noted: &mut Noted) -> Scan {
+        let Concerned::Files(names) = self else { return scan_noting(path, noted).map(Look::Whole) };
+        let look = |name: &String| (name.clone(), look_at(&path.join(name), noted));
+        let changes: Changes = names.iter().map(look).collect();
+        // Of a folder that is gone, no file was deleted.
+        std::fs::metadata(path).map_err(|error| FolderError { path: path.to_owned(), error })?;
+        Ok(Look::Changed(changes))
+    }
+
+    /// Reads them once they have been still for a moment; notes links.
+    async fn settled_look(&self, path: &Path, links: &mut bool) -> Scan {
+        for _ in 0..MAX_SETTLE_ROUNDS {
+            let mut noted = Noted::default();
+            let look = self.look(path, &mut noted)?;
+            *links |= noted.links;
+            if !noted.young {
+                return Ok(look);
+            }
+            tokio::time::sleep(SETTLE).await;
+        }
+        self.look(path, &mut Noted::default())
+    }
 }
 
 fn watch(path: &Path) -> io::Result<EventStream<[u8; 4096]>> {
@@ -100,13 +152,14 @@ fn watch(path: &Path) -> io::Result<EventStream<[u8; 4096]>> {
     inotify.into_event_stream([0; 4096])
 }
 
-/// Follows the folder until the receiver is gone: a scan at once, then one after every change.
+/// Follows the folder until the receiver is gone: a look at all of it at once, then at what changes.
 pub async fn follow(path: PathBuf, scans: mpsc::Sender<Scan>) {
     loop {
         // The watch is set before the first look, so that nothing falls between the two. It is renewed with
         // every slow rescan, because the folder itself may have been replaced.
         let stream = watch(&path);
-        if scans.send(settled_scan(&path).await).await.is_err() {
+        let mut links = false;
+        if scans.send(Concerned::All.settled_look(&path, &mut links).await).await.is_err() {
             return;
         }
         let rescan_at = tokio::time::Instant::now() + RESCAN;
@@ -115,14 +168,19 @@ pub async fn follow(path: PathBuf, scans: mpsc::Sender<Scan>) {
             continue;
         };
         while let Ok(Some(Ok(event))) = tokio::time::timeout_at(rescan_at, stream.next()).await {
-            if event.mask.intersects(
-                inotify::EventMask::IGNORED | inotify::EventMask::DELETE_SELF | inotify::EventMask::MOVE_SELF,
-            ) {
+            if event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF) {
                 break;
             }
+            let mut concerned = Concerned::Files(BTreeSet::new());
+            concerned.note(&event, links);
             tokio::time::sleep(DEBOUNCE).await;
-            while let Ok(Some(Ok(_))) = tokio::time::timeout(Duration::ZERO, stream.next()).await {}
-            if scans.send(settled_scan(&path).await).await.is_err() {
+            while let Ok(Some(Ok(event))) = tokio::time::timeout(Duration::ZERO, stream.next()).await {
+                concerned.note(&event, links);
+            }
+            if concerned.nothing() {
+                continue;
+            }
+            if scans.send(concerned.settled_look(&path, &mut links).await).await.is_err() {
                 return;
             }
         }

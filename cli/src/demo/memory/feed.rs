@@ -1,4 +1,4 @@
-//! The manifests folder, followed as the control process follows it: inotify in a thread, whole listings out.
+//! The manifests folder, followed as the control process follows it: inotify in a thread, what it sees out.
 
 use super::error::{MemoryError, Result};
 use fairway_control::manifests::{Scan, follow};
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
-/// Listings that may wait.
+/// Looks that may wait.
 const SCANS: usize = 16;
 
 /// See the module's head. Ends its thread when dropped.
@@ -43,7 +43,7 @@ impl Feed {
         Ok(Feed { scans, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// The next listing, if the folder has changed.
+    /// What was seen next, if the folder has changed.
     pub(super) fn next(&mut self) -> Option<Scan> {
         self.scans.try_recv().ok()
     }

@@ -6,7 +6,7 @@ use super::error::{MemoryError, Result};
 use fairway_control::core::{Core, Options};
 use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
 use fairway_control::kernel::Update;
-use fairway_control::manifests::Listing;
+use fairway_control::manifests::Look;
 use fairway_control::masquerade::NatOptions;
 use fairway_control::names;
 use fairway_control::room::DEFAULT_MAX_MIB;
@@ -110,9 +110,9 @@ impl Node {
         &self.address
     }
 
-    /// Takes in what the manifests folder holds now, and opens the ports that the tables then list.
-    pub(super) fn take(&mut self, listing: Listing) -> Result<()> {
-        self.core.take(vec![Ok(listing)], Vec::new());
+    /// Takes in what was seen of the manifests folder, and opens the ports that the tables then list.
+    pub(super) fn take(&mut self, look: Look) -> Result<()> {
+        self.core.take(vec![Ok(look)], Vec::new());
         let manifests = self.core.folder().errors().into_iter().map(|error| error.to_string());
         let errors: Vec<String> = manifests.chain(self.core.errors()).collect();
         if !errors.is_empty() {

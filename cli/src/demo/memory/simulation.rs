@@ -123,9 +123,9 @@ impl Simulation {
     /// Moves everything one step on; whether anything moved.
     fn turn(&mut self) -> Result<bool> {
         while let Some(scan) = self.feed.next() {
-            let listing = scan.map_err(|error| MemoryError::check("manifests", error.to_string()))?;
+            let look = scan.map_err(|error| MemoryError::check("manifests", error.to_string()))?;
             for node in &mut self.nodes {
-                node.take(listing.clone())?;
+                node.take(look.clone())?;
             }
         }
         let now = StackTime::from_micros(self.epoch.elapsed().as_micros() as i64);
