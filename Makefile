@@ -33,7 +33,7 @@ model: deps ## Check what threads and processes share in every interleaving (loo
 	LOOM_MAX_PREEMPTIONS=$(or $(LOOM_MAX_PREEMPTIONS),4) RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET_DIR)/loom \
 	    $(CARGO) test --release --lib -p fairway-tables -p fairway-pmd -p fairway-dataplane
 
-sanitize: deps ## Run the drivers' unit tests under valgrind
+sanitize: deps ## Run what has unsafe code under AddressSanitizer and valgrind
 	@scripts/sanitize
 
 test-kills: build ## Kill control 1,000 times under readers and the engine 30 times under load (root)
