@@ -1,7 +1,7 @@
 //! What the engine answers itself, in place: ARP requests and neighbour solicitations to the gateway, and echo requests
 //! to it.
 
-use crate::parse::{Ingress, Parsed};
+use crate::parse::{Ingress, Parsed, Part};
 use crate::parse6::Parsed6;
 use crate::wire::{ETH_LEN, arp, checksum, icmp, icmpv6, ipv4, ipv6, proto, put_raw16, put_raw32};
 use fairway_pmd::Frame;
@@ -28,7 +28,7 @@ pub fn answer_arp(frame: &mut Frame, ingress: &Ingress) -> Result<Answer, DropRe
 /// dropped.
 pub fn answer_echo(frame: &mut Frame, parsed: &Parsed, ingress: &Ingress) -> Result<Answer, DropReason> {
     let header_len = usize::from(parsed.ip_header_len);
-    if parsed.key.proto() != proto::ICMP || parsed.key.is_fragment() || ingress.kind == PortKind::Uplink {
+    if parsed.key.proto() != proto::ICMP || parsed.part != Part::Whole || ingress.kind == PortKind::Uplink {
         return Err(DropReason::NotForUs);
     }
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));

@@ -5,17 +5,20 @@ use crate::clock::Now;
 use crate::conntrack::{Conntrack, Tuple};
 use crate::exception::{self, Answer};
 use crate::flow::{self, Flow, FlowEntry, FlowEntry6, FlowTable, Template, Templates};
+use crate::fragment::{self, DatagramKey, Piece, Stored, Transport};
 use crate::freshness::Freshness;
 use crate::icmp_error::{self, Problem};
-use crate::parse::{Ingress, Parsed};
+use crate::parse::{Ingress, Parsed, Part};
 use crate::parse6::Parsed6;
+use crate::process::Run;
 use crate::state::WorkerState;
 use crate::walk::{self, Bound, Way};
+use crate::wire::{ETH_LEN, be16, ipv4, ipv6};
 use fairway_pmd::Frame;
-use fairway_tables::{DropReason, Settings};
+use fairway_tables::{DropReason, Ip, Settings};
 
 /// A parsed packet of one family.
-pub(crate) trait Parcel: Copy {
+pub(crate) trait Parcel: Copy + Into<Stored> {
     /// What its family's flow table holds.
     type Entry: Flow;
 
@@ -33,8 +36,27 @@ pub(crate) trait Parcel: Copy {
     fn ip_len(&self) -> u16;
     /// Raw outer source address, of a packet from a tunnel.
     fn outer(&self) -> Option<u32>;
-    /// Whether it is a fragment, which has no ports or cannot speak for those that have none.
-    fn is_fragment(&self) -> bool;
+    /// Whether it is a fragment.
+    fn part(&self) -> Part;
+
+    /// What the fragment header says, of a fragment.
+    fn piece(&self, frame: &[u8]) -> Piece;
+    /// The datagram of a fragment with this identification.
+    fn datagram(&self, id: u32, from_pod: bool) -> DatagramKey;
+    /// Protocol and ports, of a first fragment.
+    fn transport(&self) -> Transport {
+        Transport { proto: self.proto(), ports: self.ports() }
+    }
+    /// Raw ports, as in the key.
+    fn ports(&self) -> u32;
+    /// Gives a later fragment the protocol and ports of the first.
+    fn set_transport(&mut self, transport: Transport);
+    /// The key's hash.
+    fn hash(&self, worker: &WorkerState) -> u64;
+    /// Whether routers may fragment it.
+    fn may_be_fragmented(&self, frame: &[u8]) -> bool;
+    /// Fragments it, as [`fragment::split`] does.
+    fn fragment(&self, run: &mut Run<'_>, frame: &mut Frame, entry: &Self::Entry) -> Result<u16, DropReason>;
 
     /// The parts of a worker that decide about a hit: flows of the family, connections, what is fresh.
     fn parts(worker: &mut WorkerState) -> (&mut FlowTable<Self::Entry>, &Conntrack, &Freshness);
@@ -100,8 +122,46 @@ impl Parcel for Parsed {
         self.key.is_tunnelled().then_some(self.key.outer)
     }
 
-    fn is_fragment(&self) -> bool {
-        self.key.is_fragment()
+    #[inline(always)]
+    fn part(&self) -> Part {
+        self.part
+    }
+
+    fn piece(&self, frame: &[u8]) -> Piece {
+        let ip = usize::from(self.l2) + ETH_LEN;
+        let word = be16(frame, ip + ipv4::FRAGMENT);
+        Piece {
+            id: be16(frame, ip + ipv4::IDENTIFICATION).into(),
+            offset: word & ipv4::OFFSET,
+            len: self.ip_len - self.ip_header_len,
+            more: word & ipv4::MF != 0,
+        }
+    }
+
+    fn datagram(&self, id: u32, from_pod: bool) -> DatagramKey {
+        let Tuple { src, dst, proto, .. } = self.tuple();
+        DatagramKey { src, dst, id, outer: self.key.outer, ingress: self.key.ingress(), proto, from_pod }
+    }
+
+    fn ports(&self) -> u32 {
+        self.key.ports
+    }
+
+    /// The protocol is in every header.
+    fn set_transport(&mut self, transport: Transport) {
+        self.key.ports = transport.ports;
+    }
+
+    fn hash(&self, worker: &WorkerState) -> u64 {
+        self.key.hash(worker.flows.seed())
+    }
+
+    fn may_be_fragmented(&self, frame: &[u8]) -> bool {
+        fragment::is_allowed(frame, self)
+    }
+
+    fn fragment(&self, run: &mut Run<'_>, frame: &mut Frame, entry: &FlowEntry) -> Result<u16, DropReason> {
+        fragment::split(run, self, frame, entry)
     }
 
     #[inline(always)]
@@ -178,8 +238,47 @@ impl Parcel for Parsed6 {
         self.key.is_tunnelled().then_some(self.key.outer)
     }
 
-    fn is_fragment(&self) -> bool {
+    #[inline(always)]
+    fn part(&self) -> Part {
+        self.part
+    }
+
+    fn piece(&self, frame: &[u8]) -> Piece {
+        let header = usize::from(self.l2) + ETH_LEN + usize::from(self.fragment);
+        let word = be16(frame, header + 2);
+        Piece {
+            id: u32::from(be16(frame, header + 4)) << 16 | u32::from(be16(frame, header + 6)),
+            offset: (word & ipv6::FRAGMENT_OFFSET) / 8,
+            len: self.ip_len - self.fragment - ipv6::FRAGMENT_LEN as u16,
+            more: word & ipv6::MORE_FRAGMENTS != 0,
+        }
+    }
+
+    fn datagram(&self, id: u32, from_pod: bool) -> DatagramKey {
+        let (src, dst) = (Ip(self.key.src), Ip(self.key.dst));
+        DatagramKey { src, dst, id, outer: self.key.outer, ingress: self.key.ingress(), proto: 0, from_pod }
+    }
+
+    fn ports(&self) -> u32 {
+        self.key.ports
+    }
+
+    fn set_transport(&mut self, Transport { proto, ports }: Transport) {
+        let flow::FlowKey6 { src, dst, outer, .. } = self.key;
+        self.key = flow::FlowKey6::new(src, dst, ports, proto, self.key.ingress(), outer);
+    }
+
+    fn hash(&self, worker: &WorkerState) -> u64 {
+        FlowEntry6::hash(&self.key, worker.flows6.seed())
+    }
+
+    /// RFC 8200 section 5: only their sender may.
+    fn may_be_fragmented(&self, _: &[u8]) -> bool {
         false
+    }
+
+    fn fragment(&self, _: &mut Run<'_>, _: &mut Frame, _: &FlowEntry6) -> Result<u16, DropReason> {
+        Err(DropReason::TooBig)
     }
 
     #[inline(always)]

@@ -19,11 +19,11 @@
 use crate::clock::Now;
 use crate::family::Parcel;
 use crate::flow::{Flow, FlowKey, FlowKey6};
-use crate::parse::{Ingress, Parsed};
+use crate::parse::{Ingress, Parsed, Part};
 use crate::parse6::Parsed6;
 use crate::state::WorkerState;
 use crate::walk;
-use crate::wire::{ETH_LEN, be16, icmp, icmpv6, ipv4, ipv6, proto};
+use crate::wire::{ETH_LEN, icmp, icmpv6, ipv4, ipv6, proto};
 use fairway_pmd::Frame;
 use fairway_tables::stats::Counter;
 use fairway_tables::{DropReason, Ip, PortKind, Settings, View};
@@ -145,13 +145,12 @@ fn quote(frame: &mut Frame, l2: u16, ip_len: u16, headers: usize, max_len: usize
     Some(quoted)
 }
 
-/// Turns an IPv4 packet into an ICMP error about itself from `router`. `None` if the packet may be fragmented where it
-/// is too big, or if there is no router's address.
+/// Turns an IPv4 packet into an ICMP error about itself from `router`. `None` about a later fragment, or if there is no
+/// router's address.
 pub(crate) fn complain(frame: &mut Frame, parsed: &Parsed, router: Ip, problem: Problem) -> Option<Parsed> {
     const HEADERS: usize = ipv4::LEN + icmp::LEN;
     let router = router.as_v4().filter(|octets| *octets != [0; 4])?;
-    let fragment = be16(frame.bytes(), usize::from(parsed.l2) + ETH_LEN + 6);
-    if fragment & 0x1fff != 0 {
+    if parsed.part == Part::Later {
         return None; // RFC 1122 section 3.2.2: only about a first fragment.
     }
     let (kind, code, mtu) = match problem {
@@ -159,12 +158,7 @@ pub(crate) fn complain(frame: &mut Frame, parsed: &Parsed, router: Ip, problem: 
         Problem::NoRoute => (icmp::UNREACHABLE, icmp::unreachable::NET, 0),
         Problem::NoHost => (icmp::UNREACHABLE, icmp::unreachable::HOST, 0),
         Problem::NoPort => (icmp::UNREACHABLE, icmp::unreachable::PORT, 0),
-        Problem::TooBig(mtu) => {
-            if fragment & ipv4::DF == 0 {
-                return None;
-            }
-            (icmp::UNREACHABLE, icmp::unreachable::FRAGMENTATION_NEEDED, mtu)
-        }
+        Problem::TooBig(mtu) => (icmp::UNREACHABLE, icmp::unreachable::FRAGMENTATION_NEEDED, mtu),
     };
     let quoted = quote(frame, parsed.l2, parsed.ip_len, HEADERS, MAX_LEN)?;
     let (ip, message) = frame.bytes_mut()[ETH_LEN..].split_first_chunk_mut::<{ ipv4::LEN }>()?;
@@ -185,6 +179,7 @@ pub(crate) fn complain(frame: &mut Frame, parsed: &Parsed, router: Ip, problem: 
         ip_len: (HEADERS + quoted) as u16,
         tcp_flags: 0,
         ttl: TTL,
+        part: Part::Whole,
     })
 }
 
@@ -219,5 +214,7 @@ pub(crate) fn complain6(
         ip_len: (HEADERS + quoted) as u16,
         tcp_flags: 0,
         hop_limit: TTL,
+        part: Part::Whole,
+        fragment: 0,
     })
 }

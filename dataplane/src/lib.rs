@@ -1,7 +1,7 @@
 //! Fairway's forwarding engine. docs/dataplane.md walks a packet through it.
 //!
 //! What lives here: packet views ([`wire`]), the pure function over bursts ([`process`]) with its tiers
-//! ([`flow`], [`walk`], [`exception`], [`icmp_error`]), connections ([`conntrack`]), and around them the worker loop and the
+//! ([`flow`], [`walk`], [`exception`], [`fragment`], [`icmp_error`]), connections ([`conntrack`]), and around them the worker loop and the
 //! process ([`worker`], [`crew`], [`engine`]). Nothing here talks to Kubernetes, and nothing below `worker` does I/O.
 //! For the model checker (`cfg(loom)`) there is only what it checks: the connection table.
 
@@ -21,6 +21,8 @@ pub mod exception;
 mod family;
 #[cfg(not(loom))]
 pub mod flow;
+#[cfg(not(loom))]
+pub mod fragment;
 #[cfg(not(loom))]
 pub mod freshness;
 mod hash;

@@ -49,6 +49,17 @@ impl Ingress {
     }
 }
 
+/// What of a datagram a packet holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// Its first fragment, which has the transport header.
+    First,
+    /// Another fragment, which has none.
+    Later,
+}
+
 /// A packet that belongs, or may belong, to a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Parsed {
@@ -65,6 +76,9 @@ pub struct Parsed {
     pub tcp_flags: u8,
     /// Time to live on arrival.
     pub ttl: u8,
+    /// Whether it is a fragment. The ports in a later one's key are zero until
+    /// [`fragment`](crate::fragment) finds them.
+    pub part: Part,
 }
 
 /// What a frame is.
@@ -72,8 +86,10 @@ pub struct Parsed {
 pub enum Class {
     /// An IPv4 packet of a flow that a table entry may serve.
     Flow(Parsed),
-    /// An IPv4 packet that each time needs the full walk: ICMP other than echo, and the first fragment of a datagram.
+    /// An IPv4 packet that each time needs the full walk: ICMP other than echo.
     Single(Parsed),
+    /// A fragment of an IPv4 packet, to be joined to its flow by [`fragment`](crate::fragment).
+    Fragment(Parsed),
     /// A tunnel's packet whose outer header bears a congestion mark. To be carried over to the inner IP header, which
     /// begins at this offset, by [`ecn::carry_over`]; then the packet is parsed again.
     Marked(u16),
@@ -218,18 +234,25 @@ fn in_vxlan(bytes: &[u8], udp_port: u16, ingress: &Ingress) -> Result<bool, Drop
 fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, DropReason> {
     let ip = ipv4::Header::parse(frame.get(ETH_LEN..).ok_or(DropReason::Truncated)?)?;
     let l4 = ip.payload();
-    let mut parsed = Parsed {
+    let parsed = Parsed {
         key: FlowKey::new(ip.src(), ip.dst(), 0, ip.proto(), context, outer),
         l2: l2 as u16,
         ip_header_len: ip.header_len() as u16,
         ip_len: ip.total_len() as u16,
         tcp_flags: 0,
         ttl: ip.ttl(),
+        part: Part::Whole,
     };
     if ip.is_fragment() {
         return fragment(&ip, parsed);
     }
-    match ip.proto() {
+    transport(l4, parsed)
+}
+
+/// Reads the transport header.
+#[inline(always)]
+fn transport(l4: &[u8], mut parsed: Parsed) -> Result<Class, DropReason> {
+    match parsed.key.proto() {
         proto::TCP => {
             let Some(tcp) = l4.first_chunk::<TCP_LEN>() else { return Err(DropReason::Truncated) };
             parsed.key.ports = raw32(tcp, 0);
@@ -257,18 +280,18 @@ fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, Drop
     Ok(Class::Flow(parsed))
 }
 
-/// Fragments go their way by their addresses, whatever the transport: only the first one has ports. That one is walked
-/// each time, to find out whether it belongs to what is translated.
+/// A first fragment that is too short for its transport header hides it from whoever looks at ports and flags (RFC 1858
+/// section 3). ICMP messages other than echo are never so large that they would have to be fragmented.
 #[cold]
 fn fragment(ip: &ipv4::Header<'_>, mut parsed: Parsed) -> Result<Class, DropReason> {
-    parsed.key = parsed.key.of_fragment();
     if ip.is_later_fragment() {
-        return Ok(Class::Flow(parsed));
+        parsed.part = Part::Later;
+        return Ok(Class::Fragment(parsed));
     }
-    // The shortest first fragment there is (RFC 791 section 3.2); it holds both ports.
-    let Some(l4) = ip.payload().first_chunk::<8>() else { return Err(DropReason::Truncated) };
-    if matches!(ip.proto(), proto::TCP | proto::UDP | proto::SCTP) {
-        parsed.key.ports = raw32(l4, 0);
+    parsed.part = Part::First;
+    match transport(ip.payload(), parsed) {
+        Ok(Class::Flow(parsed)) => Ok(Class::Fragment(parsed)),
+        Ok(_) => Err(DropReason::Fragment),
+        Err(_) => Err(DropReason::BadFragment),
     }
-    Ok(Class::Single(parsed))
 }

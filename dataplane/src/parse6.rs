@@ -2,6 +2,7 @@
 //! told apart here.
 
 use crate::flow::FlowKey6;
+use crate::parse::Part;
 use crate::wire::{ETH_LEN, TCP_LEN, UDP_LEN, icmpv6, ipv6, proto, raw32, sctp, tcp_flags};
 use fairway_tables::{DropReason, Ip};
 
@@ -20,6 +21,11 @@ pub struct Parsed6 {
     pub tcp_flags: u8,
     /// Hop limit on arrival.
     pub hop_limit: u8,
+    /// Whether it is a fragment. A later one's transport protocol and ports are not known until
+    /// [`fragment`](crate::fragment) finds them.
+    pub part: Part,
+    /// Offset of the fragment header from the IP header's start; 0 in a whole packet.
+    pub fragment: u16,
 }
 
 /// What an IPv6 packet is.
@@ -29,6 +35,8 @@ pub enum Class6 {
     Flow(Parsed6),
     /// One that each time needs the full walk: ICMPv6 other than echo.
     Single(Parsed6),
+    /// A fragment, to be joined to its flow by [`fragment`](crate::fragment).
+    Fragment(Parsed6),
     /// One that does not leave its link: neighbour discovery, multicast, link-local addresses.
     Link(Parsed6),
     /// Nothing that the engine forwards.
@@ -53,15 +61,51 @@ fn classify(frame: &[u8], l2: u16, outer: u32, context: u16) -> Result<Class6, D
     if Ip(src).is_v4() || Ip(dst).is_v4() {
         return Err(DropReason::Martian);
     }
-    let mut parsed = Parsed6 {
+    let parsed = Parsed6 {
         key: FlowKey6::new(src, dst, 0, ip.proto(), context, outer),
         l2,
         l4: ip.l4() as u16,
         ip_len: ip.total_len() as u16,
         tcp_flags: 0,
         hop_limit: ip.hop_limit(),
+        part: Part::Whole,
+        fragment: 0,
     };
-    match ip.proto() {
+    if let Some(header) = ip.fragment() {
+        return fragment(l4, header, parsed);
+    }
+    transport(l4, parsed)
+}
+
+/// As with [`parse`](crate::parse): the first fragment has all headers (RFC 7112), and packets of the link itself are
+/// never fragmented (RFC 6980).
+#[cold]
+fn fragment(l4: &[u8], header: ipv6::Fragment, mut parsed: Parsed6) -> Result<Class6, DropReason> {
+    parsed.fragment = header.at;
+    if header.is_later {
+        parsed.part = Part::Later;
+        return if is_of_the_link(&parsed) {
+            Err(DropReason::Fragment)
+        } else {
+            Ok(Class6::Fragment(parsed))
+        };
+    }
+    parsed.part = Part::First;
+    match transport(l4, parsed) {
+        Ok(Class6::Flow(parsed)) => Ok(Class6::Fragment(parsed)),
+        Ok(_) => Err(DropReason::Fragment),
+        Err(_) => Err(DropReason::BadFragment),
+    }
+}
+
+fn is_of_the_link(parsed: &Parsed6) -> bool {
+    let FlowKey6 { src, dst, .. } = &parsed.key;
+    ipv6::is_link_local(dst) || ipv6::is_multicast(dst) || ipv6::is_link_local(src)
+}
+
+/// Reads the transport header.
+fn transport(l4: &[u8], mut parsed: Parsed6) -> Result<Class6, DropReason> {
+    match parsed.key.proto() {
         proto::TCP => {
             let Some(tcp) = l4.first_chunk::<TCP_LEN>() else { return Err(DropReason::Truncated) };
             parsed.key.ports = raw32(tcp, 0);
@@ -89,7 +133,7 @@ fn classify(frame: &[u8], l2: u16, outer: u32, context: u16) -> Result<Class6, D
         }
         _ => {}
     }
-    if ipv6::is_link_local(&dst) || ipv6::is_multicast(&dst) || ipv6::is_link_local(&src) {
+    if is_of_the_link(&parsed) {
         return Ok(Class6::Link(parsed));
     }
     Ok(Class6::Flow(parsed))

@@ -6,12 +6,13 @@
 //!    the flow every four seconds, and of TCP control bits.
 //! 2. **Flow miss**: the [`walk`](crate::walk) through control's tables and the connection table. May take the
 //!    connection table's chain locks when it inserts. Its result is the flow entry that the next packet hits.
-//! 3. **Exceptions**: ARP and echo requests are answered in place; some drops are told to the sender by an ICMP
-//!    error made of the dropped packet's own frame, within a limit; everything else here is a counted drop.
+//! 3. **Exceptions**: ARP and echo requests are answered in place; fragments are joined to their datagram's flow, and
+//!    packets too large for their way cut up ([`fragment`](crate::fragment)); some drops are told to the sender by an
+//!    ICMP error made of the dropped packet's own frame, within a limit; everything else here is a counted drop.
 //!
 //! A burst goes through each step as a whole (parse all and prefetch all, look up all, rewrite all), so that
-//! cache misses of different packets overlap. Every frame taken from `rx` ends in exactly one of `tx` or,
-//! with a reason counted, `cache` (invariants I1 and I2).
+//! cache misses of different packets overlap. Every frame taken from `rx` ends in exactly one of `tx`, for a bounded
+//! time the worker's store of early fragments or, with a reason counted, `cache` (invariants I1 and I2).
 
 use crate::clock::Now;
 use crate::conntrack::Conntrack;
@@ -85,21 +86,28 @@ pub fn process(
     }
     worker.stages.lap(Stage::FlowLookup, count);
 
-    let mut hits = 0;
+    let mut run = Run { worker, tables, port: &port, now, cache, tx, hits: 0 };
     let mut sixes = sixes.0.iter();
     for ((mut frame, (class, hash)), slot) in rx.drain(..).zip(&packets).zip(&slots) {
-        let walk = Walk { tables, port: &port, now };
         let verdict = match class {
-            Class::Flow(parsed) => walk.flow(worker, parsed, *hash, *slot, &mut frame, &mut hits),
-            Class::Ipv6 { .. } => six(worker, &walk, sixes.next(), *hash, &mut frame, &mut hits),
-            Class::Single(parsed) => walk.single(worker, *parsed, &mut frame),
+            Class::Flow(parsed) => run.flow(parsed, *hash, *slot, &mut frame),
+            Class::Ipv6 { .. } => {
+                run.six(sixes.next(), *hash, frame);
+                continue;
+            }
+            Class::Single(parsed) => run.single(*parsed, &mut frame),
+            Class::Fragment(parsed) => {
+                run.fragment(*parsed, frame);
+                continue;
+            }
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
             Class::Drop(reason) => Err(*reason),
             // Carried over above; one that still bears its mark was not.
             Class::Marked(_) => Err(DropReason::EcnLost),
         };
-        finish(worker, ingress, verdict, frame, cache, tx);
+        run.finish(verdict, frame);
     }
+    let hits = run.hits;
     worker.stages.lap(Stage::Rewrite, count);
     worker.stages.since(Stage::Burst, burst_start);
     worker.counters.add(Counter::FlowHits, hits);
@@ -137,74 +145,83 @@ impl Sixes {
     }
 }
 
-#[inline(never)]
-fn six(
-    worker: &mut WorkerState,
-    walk: &Walk<'_>,
-    class: Option<&Class6>,
-    hash: u64,
-    frame: &mut Frame,
-    hits: &mut u64,
-) -> Result<u16, DropReason> {
-    match class {
-        Some(Class6::Flow(parsed)) => {
-            let slot = worker.flows6.find(hash, &parsed.key);
-            walk.flow(worker, parsed, hash, slot, frame, hits)
-        }
-        Some(Class6::Single(parsed)) => walk.single(worker, *parsed, frame),
-        Some(Class6::Link(parsed)) => {
-            exception::answer_link(frame, parsed, walk.port, &walk.tables.settings())
-                .map(|Answer| walk.port.port.0)
-        }
-        Some(Class6::Drop(reason)) => Err(*reason),
-        // There is one for each.
-        None => Err(DropReason::BadIpHeader),
+/// One burst on its way: what a packet's way is found with, and where its frame ends.
+pub(crate) struct Run<'a> {
+    pub(crate) worker: &'a mut WorkerState,
+    pub(crate) tables: View<'a>,
+    pub(crate) port: &'a Ingress,
+    pub(crate) now: Now,
+    pub(crate) cache: &'a mut FrameCache,
+    tx: &'a mut TxBatches,
+    hits: u64,
+}
+
+impl Run<'_> {
+    /// An IPv6 packet.
+    #[inline(never)]
+    fn six(&mut self, class: Option<&Class6>, hash: u64, mut frame: Frame) {
+        let verdict = match class {
+            Some(Class6::Flow(parsed)) => {
+                let slot = self.worker.flows6.find(hash, &parsed.key);
+                self.flow(parsed, hash, slot, &mut frame)
+            }
+            Some(Class6::Single(parsed)) => self.single(*parsed, &mut frame),
+            Some(Class6::Fragment(parsed)) => return self.fragment(*parsed, frame),
+            Some(Class6::Link(parsed)) => {
+                exception::answer_link(&mut frame, parsed, self.port, &self.tables.settings())
+                    .map(|Answer| self.port.port.0)
+            }
+            Some(Class6::Drop(reason)) => Err(*reason),
+            // There is one for each.
+            None => Err(DropReason::BadIpHeader),
+        };
+        self.finish(verdict, frame);
     }
-}
 
-/// What a packet's way is found with.
-struct Walk<'a> {
-    tables: View<'a>,
-    port: &'a Ingress,
-    now: Now,
-}
-
-impl Walk<'_> {
-    /// A packet of a flow, found in `slot` or not.
+    /// A packet of a flow, found in `slot` or not; the result is the port through which `frame` leaves.
     #[inline(always)]
-    fn flow<P: Parcel>(
-        &self,
-        worker: &mut WorkerState,
+    pub(crate) fn flow<P: Parcel>(
+        &mut self,
         packet: &P,
         hash: u64,
         slot: Option<usize>,
         frame: &mut Frame,
-        hits: &mut u64,
     ) -> Result<u16, DropReason> {
         let verdict = match slot {
-            Some(slot) if serves(worker, slot, packet, self.now) => {
-                *hits += 1;
-                forward_by(worker, frame, packet, slot)
+            Some(slot) if serves(self.worker, slot, packet, self.now) => {
+                self.hits += 1;
+                forward_by(self.worker, frame, packet, slot)
             }
-            _ => self.miss(worker, packet, hash, frame),
+            _ => self.miss(packet, hash, frame),
         };
         match verdict {
-            Err(reason) => {
-                icmp_error::answer(worker, self.tables, self.port, packet, hash, reason, frame, self.now)
-            }
+            Err(reason) => self.refused(packet, hash, reason, frame),
             ok => ok,
         }
     }
 
-    /// Walks a flow's packet through the tables, and remembers the result.
+    /// A packet that cannot go as it is: it is cut up if that is all it takes, or its sender told, where that is due.
     #[cold]
-    fn miss<P: Parcel>(
-        &self,
-        worker: &mut WorkerState,
+    fn refused<P: Parcel>(
+        &mut self,
         packet: &P,
         hash: u64,
+        reason: DropReason,
         frame: &mut Frame,
     ) -> Result<u16, DropReason> {
+        if reason == DropReason::TooBig && packet.may_be_fragmented(frame.bytes()) {
+            let flows = P::flows(self.worker);
+            let slot = flows.find(hash, packet.key()).ok_or(reason)?;
+            let entry = *flows.entry(slot);
+            return packet.fragment(self, frame, &entry);
+        }
+        icmp_error::answer(self.worker, self.tables, self.port, packet, hash, reason, frame, self.now)
+    }
+
+    /// Walks a flow's packet through the tables, and remembers the result.
+    #[cold]
+    fn miss<P: Parcel>(&mut self, packet: &P, hash: u64, frame: &mut Frame) -> Result<u16, DropReason> {
+        let worker = &mut *self.worker;
         if let Some(slot) = P::flows(worker).find(hash, packet.key()) {
             if serves(worker, slot, packet, self.now) {
                 // An earlier packet of this burst has just walked.
@@ -225,29 +242,53 @@ impl Walk<'_> {
                 let slot = P::flows(worker).insert(entry);
                 forward_by(worker, frame, packet, slot)
             }
-            Outcome::Once(entry) => forward(&worker.templates, frame, packet, &entry),
+            Outcome::Once(entry) => self.forward_once(packet, frame, &entry),
             Outcome::Gateway => packet.answer_gateway(frame, self.port).map(|Answer| self.port.port.0),
         }
     }
 
     /// Walks a packet that belongs to no flow.
     #[cold]
-    fn single<P: Parcel>(
-        &self,
-        worker: &mut WorkerState,
-        mut packet: P,
-        frame: &mut Frame,
-    ) -> Result<u16, DropReason> {
+    fn single<P: Parcel>(&mut self, mut packet: P, frame: &mut Frame) -> Result<u16, DropReason> {
+        let worker = &mut *self.worker;
         worker.counters.add(Counter::FlowMisses, 1);
         let start = worker.stages.start();
         let outcome = walk::walk_single(worker, self.tables, self.port, &mut packet, frame, self.now);
         worker.stages.since(Stage::SlowPath, start);
         match outcome? {
-            Outcome::Forward(entry) | Outcome::Once(entry) => {
-                forward(&worker.templates, frame, &packet, &entry)
-            }
+            Outcome::Forward(entry) | Outcome::Once(entry) => self.forward_once(&packet, frame, &entry),
             Outcome::Gateway => Err(DropReason::NotForUs),
         }
+    }
+
+    /// Sends one packet as an entry says that is not remembered.
+    fn forward_once<P: Parcel>(
+        &mut self,
+        packet: &P,
+        frame: &mut Frame,
+        entry: &P::Entry,
+    ) -> Result<u16, DropReason> {
+        match forward(&self.worker.templates, frame, packet, entry) {
+            Err(DropReason::TooBig) if packet.may_be_fragmented(frame.bytes()) => {
+                packet.fragment(self, frame, entry)
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// Puts a frame into the batch of its output port, or counts why it is dropped.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self, verdict: Result<u16, DropReason>, frame: Frame) {
+        let (reason, frame) = match verdict {
+            Ok(port) => match self.tx.push(port, frame) {
+                Ok(()) => return,
+                Err(frame) if self.tx.is_open(PortId(port)) => (DropReason::TxFull, frame),
+                Err(frame) => (DropReason::PortDown, frame),
+            },
+            Err(reason) => (reason, frame),
+        };
+        self.worker.counters.dropped(reason, self.port.port.0);
+        self.cache.free(frame);
     }
 }
 
@@ -315,25 +356,4 @@ fn forward<P: Parcel>(
     let Some(template) = templates.get(binding.template) else { return Err(DropReason::NoRoute) };
     packet.apply(frame, entry, template)?;
     Ok(binding.out_port)
-}
-
-#[inline(always)]
-fn finish(
-    worker: &mut WorkerState,
-    ingress: PortId,
-    verdict: Result<u16, DropReason>,
-    frame: Frame,
-    cache: &mut FrameCache,
-    tx: &mut TxBatches,
-) {
-    let (reason, frame) = match verdict {
-        Ok(port) => match tx.push(port, frame) {
-            Ok(()) => return,
-            Err(frame) if tx.is_open(PortId(port)) => (DropReason::TxFull, frame),
-            Err(frame) => (DropReason::PortDown, frame),
-        },
-        Err(reason) => (reason, frame),
-    };
-    worker.counters.dropped(reason, ingress.0);
-    cache.free(frame);
 }

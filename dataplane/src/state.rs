@@ -5,10 +5,12 @@ use crate::clock::Now;
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
 use crate::flow::{FlowEntry, FlowEntry6, FlowTable, Templates};
+use crate::fragment::{Bin, Fragments};
 use crate::freshness::Freshness;
 use crate::icmp_error::Limiter;
 use crate::parse::Ingress;
 use crate::stages::Stages;
+use fairway_pmd::FrameCache;
 use fairway_tables::stats::Counter;
 use fairway_tables::{PortId, View};
 
@@ -30,6 +32,8 @@ pub struct WorkerState {
     pub stages: Stages,
     /// How many ICMP errors may still be sent.
     pub icmp_limit: Limiter,
+    /// Datagrams of which fragments are under way.
+    pub fragments: Fragments,
     /// Which flow entries still hold.
     pub freshness: Freshness,
     ports: Vec<Option<Ingress>>,
@@ -49,6 +53,7 @@ impl WorkerState {
             counters: Counters::new(ports),
             stages: Stages::new(),
             icmp_limit: Limiter::new(ports),
+            fragments: Fragments::new(crate::random_seed()),
             freshness: Freshness::new(),
             ports: vec![None; ports],
             random: crate::random_seed() | 1,
@@ -95,6 +100,16 @@ impl WorkerState {
         self.random ^= self.random >> 27;
         let high = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
         (high as usize * bound) >> 32
+    }
+
+    /// Drops fragments that have waited too long for the first of their datagram.
+    pub fn expire_fragments(&mut self, now: Now, cache: &mut FrameCache) {
+        self.fragments.expire(now, &mut Bin { cache, counters: &mut self.counters });
+    }
+
+    /// Drops fragments that wait, for nothing more will come.
+    pub fn forget_fragments(&mut self, cache: &mut FrameCache) {
+        self.fragments.clear(&mut Bin { cache, counters: &mut self.counters });
     }
 
     /// A slice of the work that keeps tables tidy: `effort` times a few entries of each. With an effort of 1

@@ -1,11 +1,41 @@
 //! Where `process` puts what leaves: one batch per output port, flushed after every burst.
 
-use fairway_pmd::{Burst, Frame};
+use fairway_pmd::{Burst, Frame, MAX_BURST};
 use fairway_tables::PortId;
+
+/// Frames that one port takes per burst received. More than came in, since a packet may leave in several fragments.
+pub const MAX_BATCH: usize = 4 * MAX_BURST;
+
+/// What leaves by one port, in order.
+pub struct Batch {
+    burst: Burst,
+    /// What follows a full burst; has room for [`MAX_BATCH`] together with it.
+    overflow: Vec<Frame>,
+}
+
+impl Batch {
+    fn new() -> Box<Batch> {
+        Box::new(Batch { burst: Burst::new(), overflow: Vec::with_capacity(MAX_BATCH - MAX_BURST) })
+    }
+
+    #[cold]
+    fn push_over(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.overflow.len() == MAX_BATCH - MAX_BURST {
+            return Err(frame);
+        }
+        self.overflow.push(frame);
+        Ok(())
+    }
+
+    /// Empties the batch.
+    pub fn drain(&mut self) -> impl Iterator<Item = Frame> + '_ {
+        self.burst.drain(..).chain(self.overflow.drain(..))
+    }
+}
 
 /// Batches of frames by output port. Room for a port is made when it opens, not when a packet comes.
 pub struct TxBatches {
-    batches: Vec<Option<Box<Burst>>>,
+    batches: Vec<Option<Box<Batch>>>,
     active: Vec<u16>,
 }
 
@@ -18,12 +48,12 @@ impl TxBatches {
     /// Makes room for a port. A number out of range is ignored: its packets then count as port-down.
     pub fn open(&mut self, port: PortId) {
         if let Some(batch) = self.batches.get_mut(port.index()) {
-            batch.get_or_insert_default();
+            batch.get_or_insert_with(Batch::new);
         }
     }
 
     /// Takes a port's room away, and returns what was in it.
-    pub fn close(&mut self, port: PortId) -> Option<Box<Burst>> {
+    pub fn close(&mut self, port: PortId) -> Option<Box<Batch>> {
         self.active.retain(|active| *active != port.0);
         self.batches.get_mut(port.index())?.take()
     }
@@ -37,18 +67,23 @@ impl TxBatches {
     #[inline(always)]
     pub fn push(&mut self, port: u16, frame: Frame) -> Result<(), Frame> {
         let Some(Some(batch)) = self.batches.get_mut(usize::from(port)) else { return Err(frame) };
-        if batch.is_empty() {
+        if batch.burst.is_empty() {
             self.active.push(port);
         }
-        batch.try_push(frame).map_err(|full| full.element())
+        batch.burst.try_push(frame).or_else(|full| batch.push_over(full.element()))
     }
 
-    /// Hands every batch that holds frames to `send`, which must empty it.
+    /// Hands every batch that holds frames to `send`, which must empty it, a burst at a time.
     pub fn flush(&mut self, mut send: impl FnMut(u16, &mut Burst)) {
         for port in self.active.drain(..) {
-            if let Some(Some(batch)) = self.batches.get_mut(usize::from(port)) {
-                send(port, batch);
-                debug_assert!(batch.is_empty());
+            let Some(Some(batch)) = self.batches.get_mut(usize::from(port)) else { continue };
+            send(port, &mut batch.burst);
+            debug_assert!(batch.burst.is_empty());
+            while !batch.overflow.is_empty() {
+                let next = MAX_BURST.min(batch.overflow.len());
+                batch.burst.extend(batch.overflow.drain(..next));
+                send(port, &mut batch.burst);
+                debug_assert!(batch.burst.is_empty());
             }
         }
     }

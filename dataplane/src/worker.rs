@@ -328,6 +328,7 @@ impl Worker {
         if run.loops.is_multiple_of(COMMIT_LOOPS) {
             run.now = Now::read();
             self.ask_kernel(run, 1);
+            self.state.expire_fragments(run.now, &mut self.cache);
             self.state.counters.add(Counter::Loops, COMMIT_LOOPS);
             self.state.counters.commit(&self.stats);
             // Percentiles cost microseconds: one stage at a time.
@@ -358,6 +359,7 @@ impl Worker {
         });
         self.state.counters.add(Counter::Sleeps, 1);
         run.now = Now::read();
+        self.state.expire_fragments(run.now, &mut self.cache);
         // Loops are rare now, and time is plenty.
         self.state.housekeep(run.now, SLEEPERS_EFFORT);
         self.ask_kernel(run, SLEEPERS_QUEUES);
@@ -425,9 +427,8 @@ impl Worker {
     }
 
     fn close(&mut self, run: &mut Run, port: PortId) {
-        if let Some(batch) = run.tx.close(port) {
-            let mut batch = batch;
-            for frame in batch.drain(..) {
+        if let Some(mut batch) = run.tx.close(port) {
+            for frame in batch.drain() {
                 self.state.counters.dropped(DropReason::PortDown, port.0);
                 self.cache.free(frame);
             }
@@ -456,6 +457,7 @@ impl Worker {
         }
         self.last_call.wait();
         while self.take_handoffs(&mut run) > 0 {}
+        self.state.forget_fragments(&mut self.cache);
         let mut queues = Vec::new();
         for slot in run.queues {
             let Slot { mut queue, port, .. } = slot;

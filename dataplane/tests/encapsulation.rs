@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Seen, drops, look, look_inside, send_in_vain};
+use common::{Seen, drops, look, look_inside};
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::{ETH_LEN, ecn, icmp, ipip, proto, tcp_flags, udp_tunnel, vxlan};
 use fairway_tables::stats::Counter;
@@ -172,7 +172,7 @@ fn a_congestion_mark_of_the_underlay_reaches_the_pod_or_drops_what_cannot_carry_
 }
 
 #[test]
-fn fragments_between_pods_pass_in_both_directions_without_a_connection() {
+fn fragments_between_pods_pass_in_both_directions_as_one_flow() {
     for kind in KINDS {
         let mut world = world(kind);
         let datagram: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
@@ -199,46 +199,10 @@ fn fragments_between_pods_pass_in_both_directions_without_a_connection() {
             })
             .collect();
         assert_eq!(received, back[ETH_LEN + 20..]);
-        assert!(world.worker.counters.get(Counter::FlowHits) > 0, "later fragments are a flow");
-        assert_eq!(world.worker.conntrack.iter().count(), 0);
+        assert_eq!(world.worker.counters.get(Counter::FlowMisses), 2, "all fragments are of one flow");
+        assert_eq!(world.worker.conntrack.iter().count(), 1);
         world.finish();
     }
-}
-
-#[test]
-fn fragments_of_what_is_translated_are_dropped_by_the_first() {
-    const VIP: [u8; 4] = [10, 96, 0, 10];
-    let mut world = world(NextHopKind::Tunnel);
-    world.set_service(VIP, 80, proto::UDP, 1, &[(addr::remote_pod(N, 7), 8080)]);
-    let to_service = packet::fragments(&addr::from_pod(0, VIP).udp(40000, 80, &[7; 3000]), 1400);
-    send_in_vain(&mut world, addr::pod_port(0), &to_service[0]);
-    assert_eq!(drops(&world, DropReason::Fragment), 1);
-
-    world.send(addr::pod_port(0), &addr::from_pod(0, VIP).udp(40000, 80, b"question")).unwrap();
-    let reply = addr::from_remote(addr::remote_pod(N, 7), addr::pod(0)).udp(8080, 40000, &[7; 3000]);
-    let parts = packet::fragments(&reply, 1400);
-    assert_eq!(world.send(addr::UPLINK, &wrap(NextHopKind::Tunnel, &parts[0])), None);
-    assert_eq!(drops(&world, DropReason::Fragment), 2);
-    // Too short to hold ports.
-    let short = packet::fragments(&addr::from_pod(0, addr::pod(1)).around(proto::UDP, &[1; 8]), 8);
-    let mut short = short[0].clone();
-    short[ETH_LEN + 3] = 24;
-    short[ETH_LEN + 6] = 0x20;
-    packet::set_tos(&mut short, ETH_LEN, 0);
-    send_in_vain(&mut world, addr::pod_port(0), &short);
-    assert_eq!(drops(&world, DropReason::Truncated), 1);
-    world.finish();
-}
-
-#[test]
-fn no_icmp_error_is_sent_about_a_later_fragment() {
-    let mut world = world(NextHopKind::Tunnel);
-    let mut headers = addr::from_pod(0, addr::remote_pod(N, 9));
-    headers.ttl = 1;
-    let parts = packet::fragments(&headers.udp(1, 2, &[7; 3000]), 1400);
-    assert_eq!(world.send(addr::pod_port(0), &parts[1]), None);
-    assert_eq!(drops(&world, DropReason::TtlExceeded), 1);
-    world.finish();
 }
 
 #[test]

@@ -4,53 +4,14 @@
 mod common;
 
 use common::drops;
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use common::six::{Seen, look};
 use fairway_dataplane::testkit::packet6::Headers6;
-use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
+use fairway_dataplane::testkit::{World, WorldConfig, addr, packet, packet6};
 use fairway_dataplane::wire::{ETH_LEN, icmpv6, proto, tcp_flags};
 use fairway_tables::stats::Counter;
 use fairway_tables::{DropReason, Ip, Mac, Op, Port, PortKind, ServiceKey};
 
 const VIP: [u8; 16] = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
-
-/// What a test looks at in an IPv6 packet whose transport checksum is right.
-#[derive(Debug, PartialEq, Eq, Clone)]
-struct Seen {
-    dst_mac: [u8; 6],
-    src_mac: [u8; 6],
-    src: [u8; 16],
-    dst: [u8; 16],
-    sport: u16,
-    dport: u16,
-    hop_limit: u8,
-    payload: Vec<u8>,
-}
-
-fn look(frame: &[u8]) -> Seen {
-    let sliced = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
-    let Some(etherparse::LinkSlice::Ethernet2(eth)) = &sliced.link else { panic!("no Ethernet header") };
-    let Some(NetSlice::Ipv6(ip)) = &sliced.net else { panic!("no IPv6 header") };
-    let header = ip.header().to_header();
-    let (src, dst) = (header.source, header.destination);
-    let (sport, dport, payload) = match &sliced.transport {
-        Some(TransportSlice::Udp(udp)) => {
-            let right = udp.to_header().calc_checksum_ipv6(&header, udp.payload()).unwrap();
-            assert_eq!(udp.checksum(), right, "UDP checksum");
-            (udp.source_port(), udp.destination_port(), udp.payload().to_vec())
-        }
-        Some(TransportSlice::Tcp(tcp)) => {
-            assert_eq!(tcp.checksum(), tcp.calc_checksum_ipv6(src, dst).unwrap(), "TCP checksum");
-            (tcp.source_port(), tcp.destination_port(), tcp.payload().to_vec())
-        }
-        Some(TransportSlice::Icmpv6(message)) => {
-            assert!(message.is_checksum_valid(src, dst), "ICMPv6 checksum");
-            (0, 0, message.slice().to_vec())
-        }
-        _ => panic!("no transport"),
-    };
-    let (dst_mac, src_mac) = (eth.destination(), eth.source());
-    Seen { dst_mac, src_mac, src, dst, sport, dport, hop_limit: header.hop_limit, payload }
-}
 
 /// The IPv6 frame inside a VXLAN packet from this node to remote node `n`.
 fn inside(frame: &[u8], n: u8) -> Seen {
@@ -195,7 +156,8 @@ fn each_bad_packet_has_its_reason() {
         v4[12..].copy_from_slice(&addr::pod(0));
         Headers6 { src: v4, ..addr::from_pod6(0, addr::pod6(1)) }
     };
-    let fragment = addr::from_pod6(0, addr::pod6(1)).around(44, &[17, 0, 0, 1, 0, 0, 0, 0]);
+    let echo = addr::from_pod6(0, addr::pod6(1)).icmp(icmpv6::PACKET_TOO_BIG, 0, [0; 4], &[7; 100]);
+    let fragment = packet6::fragments(&echo, 64, 1)[0].clone();
     let multicast = addr::from_pod6(0, [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     let mut other_mac = good.clone();
     other_mac[0] = 2;

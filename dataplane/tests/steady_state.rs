@@ -117,6 +117,49 @@ fn run(world: &mut World, flows: &[(PortId, Vec<u8>)]) -> i32 {
     if world.worker.counters.get(Counter::FlowHits) - hits == expected { CLEAN } else { MISSED }
 }
 
+/// Bursts of what is exceptional but may be frequent: a packet to be fragmented, and the fragments of a datagram to a
+/// service and of its answer, the first one last.
+fn fragments(world: &mut World) -> Vec<(PortId, Vec<Vec<u8>>)> {
+    world.set_service([10, 96, 0, 10], 80, proto::UDP, 1, &[(addr::remote_pod(0, 7), 8080)]);
+    let whole = addr::from_pod(0, [10, 96, 0, 10]).udp(1000, 80, &[7; 1472]);
+    let mut may_be_cut = whole.clone();
+    packet::allow_fragments(&mut may_be_cut);
+    let answer = addr::from_remote(addr::remote_pod(0, 7), addr::pod(0)).udp(8080, 1000, &[7; 3000]);
+    let last_first = |frame: &[u8]| packet::fragments(frame, 1000).into_iter().rev().collect::<Vec<_>>();
+    let wrap = |frame: Vec<u8>| packet::encapsulate(&addr::encap_from(0), &frame, 50_000);
+    let bursts = vec![
+        (addr::pod_port(0), vec![may_be_cut; MAX_BURST]),
+        (addr::pod_port(0), last_first(&whole)),
+        (addr::UPLINK, last_first(&answer).into_iter().map(wrap).collect()),
+    ];
+    for (port, frames) in &bursts {
+        assert!(world.burst(*port, frames).len() >= frames.len());
+    }
+    bursts
+}
+
+/// As [`run`], for [`fragments`].
+fn run_fragments(world: &mut World, bursts: &[(PortId, Vec<Vec<u8>>)]) -> i32 {
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let mut rx = Burst::new();
+    for (port, frames) in bursts.iter().cycle().take(BURSTS / 10) {
+        for bytes in frames {
+            let Some(mut frame) = world.cache.alloc() else { return MISSED };
+            frame.copy_from(bytes);
+            frame.set_port(port.0);
+            rx.push(frame);
+        }
+        let World { reader, worker, now, cache, tx, .. } = world;
+        process(&mut rx, *port, reader.view(), worker, *now, cache, tx);
+        reader.quiescent();
+        tx.flush(|_, burst| cache.free_burst(burst));
+    }
+    if ALLOCATIONS.load(Ordering::Relaxed) != before {
+        return ALLOCATED;
+    }
+    if world.worker.counters.all_drops() == 0 { CLEAN } else { MISSED }
+}
+
 fn in_child(child: impl FnOnce() -> i32) -> i32 {
     // SAFETY: this test is alone in its binary; the child touches only its own copy of memory, and leaves
     // by the one system call that is allowed.
@@ -155,6 +198,17 @@ fn a_million_packets_without_allocation_or_system_call() {
         CLEAN,
         "{ALLOCATED}: allocated, {MISSED}: a packet did not hit its flow"
     );
+
+    let status = in_child(|| {
+        let mut world = World::new(WorldConfig { frames: 1024, ..WorldConfig::default() });
+        let bursts = fragments(&mut world);
+        forbid_system_calls();
+        let code = run_fragments(&mut world, &bursts);
+        std::mem::forget((world, bursts));
+        code
+    });
+    assert!(libc::WIFEXITED(status), "fragments: killed by signal {}", libc::WTERMSIG(status));
+    assert_eq!(libc::WEXITSTATUS(status), CLEAN, "fragments: {ALLOCATED}: allocated, {MISSED}: dropped");
 
     // The judge is awake: one system call is enough.
     let status = in_child(|| {

@@ -39,8 +39,16 @@ reasons! {
     Martian = "martian",
     /// TTL or hop limit ran out.
     TtlExceeded = "ttl-exceeded",
-    /// A fragment of an outer packet, or of one that would have to be translated.
+    /// A fragment of an outer packet, of an ICMP message other than echo, or the first of an SCTP packet whose ports would
+    /// change.
     Fragment = "fragment",
+    /// A fragment that makes no sense: it overlaps others, goes past the end of its datagram or of any, or is the first
+    /// and does not hold the transport header (RFC 1858, RFC 3128, RFC 5722).
+    BadFragment = "bad-fragment",
+    /// A fragment that came before its datagram's first, of a source that has too many of those waiting.
+    FragmentLimit = "fragment-limit",
+    /// A fragment whose datagram's first did not come in time.
+    FragmentTimeout = "fragment-timeout",
     /// An IPv6 packet, where the node has no IPv6, or a tunnel over IPv6.
     Ipv6 = "ipv6",
     /// A pod sent from an address that is not its own.
@@ -92,6 +100,8 @@ reasons! {
     LinkIgnored = "link-ignored",
     /// The frame has no room for the headers to be added.
     NoHeadroom = "no-headroom",
+    /// A packet to be fragmented, and no free frames for its parts.
+    NoFrames = "no-frames",
     /// The output port is not open.
     PortDown = "port-down",
     /// The output queue is full.

@@ -5,80 +5,15 @@ mod common;
 
 use common::Cluster;
 use common::pools::{flannel, ip_pool};
-use fairway_control::names;
-use fairway_tests::capture::by_encapsulation;
+use common::ways::{exercise_and_capture, node_of_station, peer_of, wait_for_way};
 use fairway_tests::gate;
 use fairway_tests::netns::Netns;
-use fairway_tests::pod::client::Summary;
-use fairway_tests::pod::udp::UdpSummary;
-use fairway_tests::station::{Peer, Station, VxlanLayout};
-use fairway_tests::testbed::POD_PORT;
+use fairway_tests::station::{Station, VxlanLayout};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-const READY: Duration = Duration::from_secs(30);
-const DOWNLOAD_BYTES: u64 = 3_000_000;
 const CALICO: VxlanLayout = VxlanLayout { vni: 4096, udp_port: 4789 };
 const FLANNEL: VxlanLayout = VxlanLayout { vni: 1, udp_port: 8472 };
-
-/// Waits until nodes send to a pod range by this kind of route and encapsulation, through a neighbour that answers.
-fn wait_for_way(cluster: &mut Cluster, node: usize, prefix: &str, kind: &str, encapsulation: Option<&str>) {
-    let what = format!("node {node} sends to {prefix} by {kind} {encapsulation:?}");
-    let waited = cluster.testbed.wait(&what, READY, |testbed| {
-        let node = &testbed.nodes()[node];
-        let routes = node.ask(&["routes"]).map_err(|e| e.to_string())?;
-        let route = routes.as_array().and_then(|all| all.iter().find(|route| route["prefix"] == prefix));
-        let route = route.ok_or_else(|| format!("no route: {routes}"))?;
-        let neighbours = node.ask(&["neighbours"]).map_err(|e| e.to_string())?;
-        let right = route["kind"] == kind && route["encapsulation"].as_str() == encapsulation;
-        let resolved = neighbours.as_array().is_some_and(|all| !all.is_empty());
-        if right && resolved { Ok(()) } else { Err(format!("{route}, neighbours {neighbours}")) }
-    });
-    waited.unwrap_or_else(|error| panic!("{error}"));
-}
-
-/// From a namespace to a pod's server: a download, byte-exact, and echoes of datagrams small and large.
-fn exercise(cluster: &Cluster, what: &str, from: &Netns, server: Ipv4Addr) {
-    let url = format!("http://{server}:{POD_PORT}/bytes/{DOWNLOAD_BYTES}");
-    let args = ["get", url.as_str(), "--verify-bytes", "--timeout-ms", "60000"];
-    let summary: Summary = cluster
-        .testbed
-        .client(from, &args, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{what}: {e}"));
-    assert_eq!((&summary.errors, summary.byte_exact), (&Vec::new(), Some(true)), "{what}");
-    let target = format!("{server}:{POD_PORT}");
-    for size_bytes in ["1", "1472", "65000"] {
-        // A sender on a wire with a larger MTU than the pod's learns that from its first datagram's loss (RFC 1191).
-        let learn = ["udp-ping", &target, "--size-bytes", size_bytes, "--timeout-ms", "1000"];
-        let learnt: Result<UdpSummary, _> = cluster.testbed.client(from, &learn, Duration::from_secs(30));
-        assert!(learnt.is_ok(), "{what}: {learnt:?}");
-        let args = ["udp-ping", &target, "--count", "5", "--size-bytes", size_bytes, "--timeout-ms", "3000"];
-        let echoes: UdpSummary = cluster
-            .testbed
-            .client(from, &args, Duration::from_secs(60))
-            .unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!((echoes.received, echoes.damaged), (5, 0), "{what}: datagrams of {size_bytes} bytes");
-    }
-}
-
-/// Exercises two ways while capturing the wire of `node`, and insists that all pods' packets are encapsulated so.
-fn exercise_and_capture(
-    cluster: &Cluster,
-    name: &str,
-    wire: &str,
-    station: Ipv4Addr,
-    ways: [(&Netns, Ipv4Addr); 2],
-) {
-    let capture = cluster.testbed.capture(station, name).expect("capture");
-    for (from, server) in ways {
-        exercise(cluster, name, from, server);
-    }
-    let counts = by_encapsulation(&capture.stop().expect("captured packets"));
-    let kinds: Vec<&str> = counts.keys().map(String::as_str).collect();
-    assert_eq!(kinds, [wire], "{name}: {counts:?}");
-    // Both downloads alone are 4,000 full packets.
-    assert!(counts[wire] > 4000, "{name}: {counts:?}");
-}
 
 #[test]
 fn two_engines_reach_each_others_pods_in_every_mode_and_change_it_while_they_run() {
@@ -109,27 +44,6 @@ fn two_engines_reach_each_others_pods_in_every_mode_and_change_it_while_they_run
     cluster.testbed.manifests().remove("pool").expect("remove");
     wait_for_way(&mut cluster, 0, "10.244.2.0/24", "tunnel", Some("vxlan"));
     cluster.stop_and_check_invariants();
-}
-
-/// What a station's Node object says, with the annotations of Calico and Flannel.
-fn node_of_station(station: &Station, pod_cidr: &str, vtep_mac: &str) -> String {
-    let ip = station.ip();
-    format!(
-        "apiVersion: v1\nkind: Node\nmetadata:\n  name: station\n  annotations:\n    \
-         projectcalico.org/IPv4Address: {ip}/24\n    projectcalico.org/VXLANTunnelMACAddr: '{vtep_mac}'\n    \
-         flannel.alpha.coreos.com/public-ip: {ip}\n    flannel.alpha.coreos.com/backend-data: \
-         '{{\"VNI\":1,\"VtepMAC\":\"{vtep_mac}\"}}'\nspec:\n  podCIDR: {pod_cidr}\nstatus:\n  addresses:\n  \
-         - type: InternalIP\n    address: {ip}\n"
-    )
-}
-
-fn peer_of(cluster: &Cluster, node: usize) -> Peer {
-    let node = &cluster.testbed.nodes()[node];
-    Peer {
-        ip: node.ip(),
-        vtep_mac: names::vtep_mac(node.name()).to_string(),
-        pod_cidr: node.pod_cidr().to_owned(),
-    }
 }
 
 #[test]

@@ -1,73 +1,36 @@
-//! ICMP errors as real kernels meet them: TCP finds the path's MTU by them alone, `ping` sees each hop, and a client of a
+//! ICMP errors as real kernels meet them: TCP finds the path's MTU by them alone, `ping` sees each edge and each hop, and a client of a
 //! service without endpoints is refused at once.
 
 mod common;
 
 use common::Cluster;
-use fairway_control::names;
+use common::pools::ip_pool;
+use common::ways::{enlarge_pods, learn_mtu_by_tcp, one_ping, ping_around_the_edge, wait_for_way};
 use fairway_tests::gate;
-use fairway_tests::netns::Netns;
 use fairway_tests::pod::client::{Summary, now_us};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-const DOWNLOAD_BYTES: u64 = 8_000_000;
-/// What fits through VXLAN on a wire of 1500 bytes.
-const PATH_MTU: u32 = 1450;
-
-/// Gives every pod an interface that believes in 1500 bytes.
-fn enlarge_pods(cluster: &Cluster) {
-    for pod in cluster.testbed.pods() {
-        let veth = names::host_veth("shop", pod.name());
-        let node = cluster.testbed.nodes()[pod.node()].netns();
-        node.ip(["link", "set", &veth, "mtu", "1500"]).expect("mtu of the host's end");
-        pod.netns().ip(["link", "set", "eth0", "mtu", "1500"]).expect("mtu of the pod's end");
-    }
-}
-
-/// What `ping` says about one echo request with these options.
-fn one_ping(netns: &Netns, options: &[&str], target: Ipv4Addr) -> String {
-    let target = target.to_string();
-    let mut args = vec!["-n", "-c", "1", "-W", "2"];
-    args.extend(options);
-    args.push(&target);
-    netns.run("ping", &args, Duration::from_secs(10)).expect("ping runs").stdout
-}
-
 #[test]
-fn tcp_finds_the_mtu_of_the_tunnel_by_the_engines_errors_alone() {
+fn the_mtu_of_the_path_is_found_by_the_engines_errors_alone() {
     if !gate::may_run("icmp") {
         return;
     }
     let _alone = gate::alone();
-    let mut cluster = Cluster::start(1);
-    enlarge_pods(&cluster);
-    cluster.set_backends(&["web-2"]);
-    cluster.wait_for_backends(&["web-2"]);
-    let (client, server) = (cluster.testbed.pod(cluster.client).ip(), cluster.pod("web-2"));
-    let route = |cluster: &Cluster| {
-        let netns = cluster.testbed.pod(server).netns();
-        netns.ip(["route", "get", &client.to_string()]).expect("route")
-    };
-    assert!(!route(&cluster).contains("mtu 1450"), "{}", route(&cluster));
-    let url = cluster.url(&format!("/bytes/{DOWNLOAD_BYTES}"));
-    let args = ["get", url.as_str(), "--verify-bytes", "--timeout-ms", "60000"];
-    let download: Summary = cluster.client(&args, Duration::from_secs(70));
-    assert_eq!(download.errors, Vec::<String>::new());
-    assert_eq!((download.bytes, download.byte_exact), (DOWNLOAD_BYTES, Some(true)));
-    assert!(route(&cluster).contains(&format!("mtu {PATH_MTU}")), "{}", route(&cluster));
-
-    // Every size around the edge, not to be fragmented, in a pod that has not learned anything about this path yet.
-    let netns = cluster.testbed.pod(cluster.client).netns();
-    let target = cluster.testbed.pod(cluster.pod("web-3")).ip();
-    for bytes in PATH_MTU - 2..=PATH_MTU {
-        let said = one_ping(netns, &["-M", "do", "-s", &(bytes - 28).to_string()], target);
-        assert!(said.contains("1 received"), "{bytes} bytes: {said}");
+    for (mode, encapsulation, mtu) in [("vxlanMode", "vxlan", 1450), ("ipipMode", "ipip", 1480)] {
+        let mut cluster = Cluster::start(1);
+        cluster.testbed.manifests().write("pool", &ip_pool(&format!("  {mode}: Always\n"))).expect("pool");
+        wait_for_way(&mut cluster, 0, "10.244.2.0/24", "tunnel", Some(encapsulation));
+        wait_for_way(&mut cluster, 1, "10.244.1.0/24", "tunnel", Some(encapsulation));
+        enlarge_pods(&cluster);
+        cluster.set_backends(&["web-2"]);
+        cluster.wait_for_backends(&["web-2"]);
+        let pod = |name: &str| cluster.testbed.pod(cluster.pod(name));
+        let (client, server) = (pod("client"), pod("web-2"));
+        learn_mtu_by_tcp(&cluster, client.netns(), &cluster.url(""), server.netns(), client.ip(), mtu);
+        ping_around_the_edge(client.netns(), pod("web-3").ip(), mtu, "10.244.1.1");
+        cluster.stop_and_check_invariants();
     }
-    let said = one_ping(netns, &["-M", "do", "-s", &(PATH_MTU + 1 - 28).to_string()], target);
-    assert!(said.contains("Frag needed and DF set (mtu = 1450)"), "{said}");
-    assert!(said.contains("From 10.244.1.1 "), "the node speaks from its own address: {said}");
-    cluster.stop_and_check_invariants();
 }
 
 #[test]

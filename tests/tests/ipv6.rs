@@ -7,6 +7,7 @@ use common::dual_stack::{VIP, address, one_ping, start, write_service};
 use fairway_control::names;
 use fairway_tests::gate;
 use fairway_tests::pod::client::Summary;
+use fairway_tests::pod::udp::UdpSummary;
 use fairway_tests::snmp;
 use std::time::Duration;
 
@@ -45,6 +46,11 @@ fn dual_stack_pods_speak_ipv6_with_everybody() {
     let download: Summary = cluster.client(&args, Duration::from_secs(70));
     assert_eq!(download.errors, Vec::<String>::new());
     assert_eq!((download.bytes, download.byte_exact), (DOWNLOAD_BYTES, Some(true)));
+    // In 46 fragments each way.
+    let target = format!("[{VIP}]:80");
+    let args = ["udp-ping", &target, "--count", "10", "--size-bytes", "65000", "--timeout-ms", "3000"];
+    let echoes: UdpSummary = cluster.client(&args, Duration::from_secs(40));
+    assert_eq!((echoes.received, echoes.damaged), (10, 0), "datagrams of 65,000 bytes through the service");
     for (place, before, after) in cluster.kernel_counters_since(before) {
         let errors = snmp::new_errors(&before, &after);
         assert!(errors.is_empty(), "{place} counts packet errors: {errors:?}");

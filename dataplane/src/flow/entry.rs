@@ -87,7 +87,7 @@ impl Binding {
     }
 }
 
-/// What identifies a flow on this worker: the IPv4 5-tuple (of fragments without ports) and where it came in. Fields are raw.
+/// What identifies a flow on this worker: the IPv4 5-tuple and where it came in. Fields are raw.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct FlowKey {
@@ -97,7 +97,7 @@ pub struct FlowKey {
     pub dst: u32,
     /// Source and destination port; ICMP echo has its identifier twice, other protocols zero.
     pub ports: u32,
-    /// Protocol, ingress port, whether it is a fragment, and a bit that is always set: zero is no key.
+    /// Protocol, ingress port, and a bit that is always set: zero is no key.
     meta: u32,
     /// Outer source address of a packet from a tunnel, so that an entry vouches for the node it came from.
     pub outer: u32,
@@ -119,24 +119,16 @@ impl FlowKey {
         self.meta as u8
     }
 
-    const FRAGMENT: u32 = 1 << 30;
-
-    /// The key of fragments between the same addresses.
+    /// The ingress port, or [`FlowKey::TUNNEL`].
     #[inline]
-    pub fn of_fragment(self) -> FlowKey {
-        FlowKey { meta: self.meta | Self::FRAGMENT, ..self }
-    }
-
-    /// Whether the packet is a fragment.
-    #[inline]
-    pub fn is_fragment(&self) -> bool {
-        self.meta & Self::FRAGMENT != 0
+    pub fn ingress(&self) -> u16 {
+        (self.meta >> 8) as u16
     }
 
     /// Whether the packet came through a tunnel.
     #[inline]
     pub fn is_tunnelled(&self) -> bool {
-        (self.meta >> 8) as u16 == FlowKey::TUNNEL
+        self.ingress() == FlowKey::TUNNEL
     }
 
     /// A well-mixed hash: two 64×64-bit multiplications, folded. The seed is drawn per process, so that

@@ -33,10 +33,16 @@ impl FlowKey6 {
         self.meta as u8
     }
 
+    /// The ingress port, or [`FlowKey::TUNNEL`](super::FlowKey::TUNNEL).
+    #[inline]
+    pub fn ingress(&self) -> u16 {
+        (self.meta >> 8) as u16
+    }
+
     /// Whether the packet came through a tunnel.
     #[inline]
     pub fn is_tunnelled(&self) -> bool {
-        (self.meta >> 8) as u16 == super::FlowKey::TUNNEL
+        self.ingress() == super::FlowKey::TUNNEL
     }
 }
 

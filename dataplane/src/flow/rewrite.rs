@@ -2,7 +2,7 @@
 //! Ethernet header or encapsulation. Flow hits and first packets both end here.
 
 use super::{Binding, FlowEntry, Template};
-use crate::parse::Parsed;
+use crate::parse::{Parsed, Part};
 use crate::wire::{
     ETH_LEN, checksum, icmp, ipip, ipv4, proto, put_raw16, put_raw32, raw16, sctp, udp_tunnel, vxlan,
 };
@@ -25,13 +25,30 @@ pub fn apply(
     entry: &Rewrite,
     template: &Template,
 ) -> Result<(), DropReason> {
+    translate(frame, parsed, entry)?;
+    encapsulate(frame, parsed.ip_len, &entry.binding, template)
+}
+
+/// The first half: what was in front of the packet goes, and the packet itself is as it shall leave.
+#[inline(always)]
+pub(crate) fn translate(frame: &mut Frame, parsed: &Parsed, entry: &Rewrite) -> Result<(), DropReason> {
     if parsed.l2 != 0 {
         frame.trim_front(usize::from(parsed.l2));
     }
     // Leaves Ethernet padding behind.
     frame.set_len(ETH_LEN + usize::from(parsed.ip_len));
-    rewrite_ip(frame.bytes_mut(), parsed, entry)?;
-    put_in_front(frame, template, &entry.binding, parsed.ip_len, |ip| ip[1])
+    rewrite_ip(frame.bytes_mut(), parsed, entry)
+}
+
+/// The second half: what goes in front of an IPv4 packet of `ip_len` bytes that has an Ethernet header already.
+#[inline(always)]
+pub(crate) fn encapsulate(
+    frame: &mut Frame,
+    ip_len: u16,
+    binding: &Binding,
+    template: &Template,
+) -> Result<(), DropReason> {
+    put_in_front(frame, template, binding, ip_len, |ip| ip[1])
 }
 
 /// Puts the template's bytes before an IP packet of `ip_len` bytes that has an Ethernet header already. `tos` reads the
@@ -99,6 +116,9 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed, entry: &Rewrite) -> Result<(), 
     }
     put_raw32(ip, ipv4::SRC, entry.new_src);
     put_raw32(ip, ipv4::DST, entry.new_dst);
+    if parsed.part == Part::Later {
+        return Ok(());
+    }
     let l4 = rest.get_mut(usize::from(parsed.ip_header_len) - ipv4::LEN..).ok_or(DropReason::Truncated)?;
     match parsed.key.proto() {
         proto::TCP => {
@@ -117,6 +137,10 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed, entry: &Rewrite) -> Result<(), 
                 let sum = checksum::update(old, entry.l4_delta);
                 put_raw16(udp, 6, if sum == 0 { 0xffff } else { sum });
             }
+        }
+        // The checksum's correction depends on how long the whole packet is.
+        proto::SCTP if parsed.part == Part::First && parsed.key.ports != entry.new_ports => {
+            return Err(DropReason::Fragment);
         }
         proto::SCTP => {
             sctp::rewrite_ports(l4, parsed.key.ports, entry.new_ports).ok_or(DropReason::Truncated)?;

@@ -2,6 +2,7 @@
 
 use super::rewrite::put_in_front;
 use super::{Binding, FlowEntry6, Template};
+use crate::parse::Part;
 use crate::parse6::Parsed6;
 use crate::wire::{ETH_LEN, checksum, icmp, ipv6, proto, put_raw16, put_raw32, raw16, sctp};
 use fairway_pmd::Frame;
@@ -42,6 +43,9 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed6, entry: &FlowEntry6) -> Result<
     }
     ip[ipv6::SRC..ipv6::DST].copy_from_slice(&entry.new_src);
     ip[ipv6::DST..].copy_from_slice(&entry.new_dst);
+    if parsed.part == Part::Later {
+        return Ok(());
+    }
     let l4 = rest.get_mut(usize::from(parsed.l4) - ipv6::LEN..).ok_or(DropReason::Truncated)?;
     match parsed.key.proto() {
         proto::TCP => {
@@ -59,6 +63,10 @@ fn rewrite_ip(bytes: &mut [u8], parsed: &Parsed6, entry: &FlowEntry6) -> Result<
                 let sum = checksum::update(old, entry.l4_delta);
                 put_raw16(udp, 6, if sum == 0 { 0xffff } else { sum });
             }
+        }
+        // The checksum's correction depends on how long the whole packet is.
+        proto::SCTP if parsed.part == Part::First && parsed.key.ports != entry.new_ports => {
+            return Err(DropReason::Fragment);
         }
         proto::SCTP => {
             sctp::rewrite_ports(l4, parsed.key.ports, entry.new_ports).ok_or(DropReason::Truncated)?;

@@ -2,7 +2,7 @@
 //! the same. A case that breaks a rule panics.
 
 use super::{World, WorldConfig, addr, packet, packet6};
-use crate::parse::{Class, Ingress, parse};
+use crate::parse::{Class, Ingress, Part, parse};
 use crate::parse6::{Class6, parse6};
 use crate::wire::{ETH_LEN, ecn, icmp, ipv4, ipv6, proto, tcp_flags, vxlan};
 use fairway_pmd::{Burst, MAX_BURST};
@@ -27,7 +27,7 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
                 );
             }
         }
-        if let Class::Flow(parsed) | Class::Single(parsed) = parse(data, ingress) {
+        if let Class::Flow(parsed) | Class::Single(parsed) | Class::Fragment(parsed) = parse(data, ingress) {
             let start = usize::from(parsed.l2) + ETH_LEN;
             let end = start + usize::from(parsed.ip_len);
             assert!(end <= data.len(), "the packet lies in the frame");
@@ -36,7 +36,7 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
             let l4 = usize::from(parsed.ip_len - parsed.ip_header_len);
             match parsed.key.proto() {
                 // Its transport header is not touched.
-                _ if parsed.key.is_fragment() => {}
+                _ if parsed.part == Part::Later => {}
                 proto::TCP => assert!(l4 >= 20),
                 proto::UDP => assert!(l4 >= 8),
                 proto::ICMP => assert!(l4 >= icmp::LEN),
@@ -45,11 +45,18 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
         }
     }
     for l2 in [0, 50] {
-        if let Class6::Flow(parsed) | Class6::Single(parsed) | Class6::Link(parsed) = parse6(data, l2, 0, 0) {
+        let class = parse6(data, l2, 0, 0);
+        if let Class6::Flow(parsed)
+        | Class6::Single(parsed)
+        | Class6::Link(parsed)
+        | Class6::Fragment(parsed) = class
+        {
             assert!(usize::from(l2) + ETH_LEN + usize::from(parsed.ip_len) <= data.len());
             assert!(parsed.l4 >= ipv6::LEN as u16 && parsed.l4 <= parsed.ip_len);
             let l4 = usize::from(parsed.ip_len - parsed.l4);
+            assert!(parsed.part == Part::Whole || parsed.fragment + 8 <= parsed.l4);
             match parsed.key.proto() {
+                _ if parsed.part == Part::Later => {}
                 proto::TCP => assert!(l4 >= 20),
                 proto::UDP | proto::ICMPV6 => assert!(l4 >= 8),
                 _ => {}
@@ -70,7 +77,7 @@ pub fn ingresses(world: &World) -> Vec<Ingress> {
 
 /// A world for [`packets`]: small tables, so that they fill up.
 pub fn world() -> World {
-    let mut world = World::new(WorldConfig { pods: 4, nodes: 3, flows: 32, connections: 64, frames: 256 });
+    let mut world = World::new(WorldConfig { pods: 4, nodes: 3, flows: 32, connections: 64, frames: 512 });
     reset(&mut world);
     world
 }
@@ -80,6 +87,7 @@ fn reset(world: &mut World) {
     world.now.seconds = 1000;
     world.worker.flows.clear();
     world.worker.flows6.clear();
+    world.worker.forget_fragments(&mut world.cache);
     let connections: Vec<_> = world.worker.conntrack.iter().collect();
     for connection in connections {
         world.worker.conntrack.remove(connection.conn);
@@ -142,7 +150,7 @@ fn settle(world: &mut World) {
         }
         cache.free_burst(burst);
     });
-    assert_eq!(worker.counters.unaccounted(), 0, "I2");
+    assert_eq!(world.packets_out(), 0, "I2");
     assert_eq!(world.frames_out(), 0, "I1");
 }
 
@@ -150,7 +158,10 @@ fn between(world: &mut World, step: u8, script: &mut Script<'_>) {
     match step % 16 {
         0 => world.now.seconds += u32::from(script.byte().unwrap_or(0)) * 4,
         1 => world.worker.flows.clear(),
-        2 => world.worker.housekeep(world.now, 16),
+        2 => {
+            world.worker.housekeep(world.now, 16);
+            world.worker.expire_fragments(world.now, &mut world.cache);
+        }
         3 => world.apply(Op::DelEndpoint(Ip::v4(addr::pod(1)))),
         4 => {
             let endpoint = Endpoint { port: addr::pod_port(u16::from(step >> 6)), mac: addr::pod_mac(1) };
@@ -219,6 +230,7 @@ fn packet(script: &mut Script<'_>, port: PortId) -> Vec<u8> {
         _ if kind & 16 != 0 => icmp_error(&headers, a, b, script),
         _ => headers.around(a, &payload),
     };
+    frame = part_of(frame, b);
     if port == addr::UPLINK {
         frame = from_node(frame, kind >> 6, b);
     }
@@ -262,6 +274,7 @@ fn six(script: &mut Script<'_>, port: PortId, kind: u8, a: u8, b: u8) -> Vec<u8>
         }
         _ => headers.around(a, &script.take(usize::from(b))),
     };
+    frame = part_of(frame, b);
     if port == addr::UPLINK {
         frame = from_node(frame, kind >> 6, b);
     }
@@ -271,14 +284,27 @@ fn six(script: &mut Script<'_>, port: PortId, kind: u8, a: u8, b: u8) -> Vec<u8>
     frame
 }
 
-/// What a node sends around a packet, in any encapsulation or none, at times as a fragment or with ECN marks.
+/// A packet as it is, or one that may be fragmented, or a fragment of it.
+fn part_of(mut frame: Vec<u8>, b: u8) -> Vec<u8> {
+    if b & 24 != 24 || frame.len() < ETH_LEN + ipv6::LEN {
+        return frame;
+    }
+    let (payload_len, number) = (8 * (1 + usize::from(b >> 5)), usize::from(b & 3));
+    let parts = match frame[12..14] {
+        [8, 0] if number == 3 => {
+            packet::allow_fragments(&mut frame);
+            return frame;
+        }
+        [8, 0] => packet::fragments(&frame, payload_len),
+        [0x86, 0xdd] => packet6::fragments(&frame, payload_len, u32::from(b)),
+        _ => return frame,
+    };
+    parts.into_iter().nth(number).unwrap_or(frame)
+}
+
+/// What a node sends around a packet, in any encapsulation or none, at times with ECN marks.
 fn from_node(mut inner: Vec<u8>, kind: u8, b: u8) -> Vec<u8> {
     let (node, outer) = (b % 4, addr::outer_from(b % 4));
-    let is_ipv4 = inner.get(12..14) == Some(&[8, 0]) && inner.len() >= ETH_LEN + ipv4::LEN;
-    if is_ipv4 && b & 24 == 24 {
-        let parts = packet::fragments(&inner, 8 * (1 + usize::from(b >> 5)));
-        inner = parts.into_iter().nth(usize::from(b & 1)).unwrap_or(inner);
-    }
     let mut frame = match kind {
         0 => packet::encapsulate(&addr::encap_from(node), &inner, 50_000),
         1 => packet::into_ipip(&outer, &inner),

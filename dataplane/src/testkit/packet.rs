@@ -128,14 +128,32 @@ pub fn fragments(frame: &[u8], payload_len: usize) -> Vec<Vec<u8>> {
     parts.collect()
 }
 
+/// Clears "don't fragment" in the IPv4 header of a frame.
+pub fn allow_fragments(frame: &mut [u8]) {
+    frame[ETH_LEN + ipv4::FRAGMENT] &= !((ipv4::DF >> 8) as u8);
+    mend_ip_checksum(frame);
+}
+
+/// Gives the IPv4 packet of a frame options, of a multiple of four bytes, after its header without any.
+pub fn add_options(frame: &mut Vec<u8>, options: &[u8]) {
+    let at = ETH_LEN + ipv4::LEN;
+    frame.splice(at..at, options.iter().copied());
+    frame[ETH_LEN] += (options.len() / 4) as u8;
+    let total_len = (frame.len() - ETH_LEN) as u16;
+    put16(frame, ETH_LEN + 2, total_len);
+    mend_ip_checksum(frame);
+}
+
 /// Sets the type of service (DSCP and ECN) of the IPv4 header that begins at `at` of a frame.
 pub fn set_tos(frame: &mut [u8], at: usize, tos: u8) {
     frame[at + 1] = tos;
     mend_ip_checksum(&mut frame[at - ETH_LEN..]);
 }
 
-fn mend_ip_checksum(frame: &mut [u8]) {
-    let ip = &mut frame[ETH_LEN..ETH_LEN + ipv4::LEN];
+/// Makes the header checksum of the IPv4 packet in a frame right again.
+pub fn mend_ip_checksum(frame: &mut [u8]) {
+    let header_len = usize::from(frame[ETH_LEN] & 0xf) * 4;
+    let ip = &mut frame[ETH_LEN..ETH_LEN + header_len];
     wire::put_raw16(ip, ipv4::CHECKSUM, 0);
     let sum = checksum::checksum(ip);
     wire::put_raw16(ip, ipv4::CHECKSUM, sum);

@@ -95,3 +95,22 @@ impl Headers6 {
         self.icmp(icmpv6::NEIGHBOUR_SOLICITATION, 0, [0; 4], &body)
     }
 }
+
+/// Cuts the IPv6 packet of a frame into fragments with at most this many bytes of data each, a multiple of 8 (RFC 8200
+/// section 4.5). What follows the fixed header is all to be fragmented.
+pub fn fragments(frame: &[u8], data_len: usize, id: u32) -> Vec<Vec<u8>> {
+    let (headers, data) = frame.split_at(ETH_LEN + ipv6::LEN);
+    let parts = data.chunks(data_len).enumerate().map(|(index, part)| {
+        let at = index * data_len;
+        let more = u16::from(at + part.len() < data.len());
+        let mut fragment = [0; ipv6::FRAGMENT_LEN];
+        fragment[0] = headers[ETH_LEN + 6];
+        put16(&mut fragment, 2, at as u16 | more);
+        fragment[4..].copy_from_slice(&id.to_be_bytes());
+        let mut out = [headers, &fragment, part].concat();
+        out[ETH_LEN + 6] = 44;
+        put16(&mut out, ETH_LEN + 4, (ipv6::FRAGMENT_LEN + part.len()) as u16);
+        out
+    });
+    parts.collect()
+}

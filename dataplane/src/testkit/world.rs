@@ -409,9 +409,14 @@ impl World {
         self.burst(port, std::slice::from_ref(&frame.to_vec())).pop()
     }
 
-    /// Frames that are neither in the pool nor in the worker's stock.
+    /// Frames that are neither in the pool, nor in the worker's stock, nor fragments that wait.
     pub fn frames_out(&self) -> usize {
-        self.umem.pool().missing() - self.cache.len()
+        self.umem.pool().missing() - self.cache.len() - self.worker.fragments.waiting()
+    }
+
+    /// Packets received and not yet accounted for, beside fragments that wait: zero by invariant I2.
+    pub fn packets_out(&self) -> i128 {
+        self.worker.counters.unaccounted() - self.worker.fragments.waiting() as i128
     }
 
     /// Ends the world, and checks invariants I1 and I2.
@@ -419,7 +424,8 @@ impl World {
     /// # Panics
     /// If a frame is missing or a packet unaccounted for.
     pub fn finish(self) {
-        let World { worker, cache, tx, umem, .. } = self;
+        let World { mut worker, mut cache, tx, umem, .. } = self;
+        worker.forget_fragments(&mut cache);
         assert_eq!(
             worker.counters.unaccounted(),
             0,

@@ -30,30 +30,6 @@ pub(super) fn untracked(tuple: Tuple) -> Bound {
     Bound { arrives: tuple, leaves: tuple, conn: None, dependency: Dependency::NONE }
 }
 
-/// Refuses the first fragment of a datagram that belongs to a service or to a translated connection: the fragments after
-/// it could not be translated, for they have no ports.
-pub(super) fn check_untranslated(
-    worker: &WorkerState,
-    tables: View<'_>,
-    ingress: &Ingress,
-    tuple: &Tuple,
-) -> Result<(), DropReason> {
-    let translated = worker.conntrack.lookup(tuple).is_some_and(|found| found.translated() != *tuple);
-    if translated || service::find(tables, tuple).is_some() {
-        return Err(DropReason::Fragment);
-    }
-    check_source_stays(tables, ingress, tuple)
-}
-
-/// Refuses a fragment from whose addresses alone it is plain that it would have to leave with another source.
-pub(super) fn check_source_stays(
-    tables: View<'_>,
-    ingress: &Ingress,
-    tuple: &Tuple,
-) -> Result<(), DropReason> {
-    if snat::is_due(tables, ingress, tuple) { Err(DropReason::Fragment) } else { Ok(()) }
-}
-
 pub(super) fn find_or_begin(
     worker: &mut WorkerState,
     tables: View<'_>,

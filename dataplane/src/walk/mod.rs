@@ -34,7 +34,7 @@ pub(crate) enum Outcome<E> {
     Gateway,
 }
 
-/// Walks a packet that belongs to a connection, which is found or begun, or a fragment, which belongs to none.
+/// Walks a packet that belongs to a connection, which is found or begun.
 pub(crate) fn walk<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
@@ -46,16 +46,10 @@ pub(crate) fn walk<P: Parcel>(
     if is_for_the_gateway(worker, tables, &packet.tuple()) {
         return Ok(Outcome::Gateway);
     }
-    let bound = if packet.is_fragment() {
-        connection::check_source_stays(tables, ingress, &packet.tuple())?;
-        connection::untracked(packet.tuple())
-    } else {
-        connection::find_or_begin(worker, tables, ingress, packet, now)?
-    };
+    let bound = connection::find_or_begin(worker, tables, ingress, packet, now)?;
     let way = route::resolve(tables, ingress, &bound)?;
     let entry = packet.compile(worker, &bound, &way, now)?;
-    let once = bound.conn.is_none() && !packet.is_fragment();
-    Ok(if once { Outcome::Once(entry) } else { Outcome::Forward(entry) })
+    Ok(if bound.conn.is_none() { Outcome::Once(entry) } else { Outcome::Forward(entry) })
 }
 
 /// Whether a packet is for the gateway itself, and is no reply to what the gateway's address stood in for.
@@ -63,8 +57,7 @@ fn is_for_the_gateway(worker: &WorkerState, tables: View<'_>, tuple: &Tuple) -> 
     tuple.dst == tables.settings().gateway_ip && worker.conntrack.lookup(tuple).is_none()
 }
 
-/// Walks a packet that begins no connection: the first fragment of a datagram, or an ICMP message other than echo. An
-/// ICMP error is translated in place if the packet that it quotes was; `packet` then tells of its new addresses.
+/// Walks a packet that begins no connection, an ICMP message other than echo. An ICMP error is translated in place if the packet that it quotes was; `packet` then tells of its new addresses.
 pub(crate) fn walk_single<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
@@ -77,11 +70,7 @@ pub(crate) fn walk_single<P: Parcel>(
     if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    if packet.is_fragment() {
-        connection::check_untranslated(worker, tables, ingress, &packet.tuple())?;
-    } else {
-        packet.translate(worker, frame)?;
-    }
+    packet.translate(worker, frame)?;
     way_of(worker, tables, ingress, packet, now).map(Outcome::Forward)
 }
 

@@ -154,11 +154,6 @@ fn translation(
     due.then_some(towards)
 }
 
-/// Whether a new connection with this tuple, to no service, leaves with another source.
-pub(super) fn is_due(tables: View<'_>, ingress: &Ingress, tuple: &Tuple) -> bool {
-    translation(tables, ingress, tuple, tuple, false).is_some()
-}
-
 /// Whether an address is a pod's, of whatever node.
 fn is_pod(tables: View<'_>, ip: Ip) -> bool {
     match tables.route(ip).and_then(|hop| hop.kind()) {

@@ -11,8 +11,16 @@ pub const CHECKSUM: usize = 10;
 pub const SRC: usize = 12;
 /// Offset of the destination address.
 pub const DST: usize = 16;
+/// Offset of the identification.
+pub const IDENTIFICATION: usize = 4;
+/// Offset of the fragment word: flags, and the offset in units of 8 bytes.
+pub const FRAGMENT: usize = 6;
 /// "Don't fragment" in the fragment word.
 pub const DF: u16 = 0x4000;
+/// "More fragments" in the fragment word.
+pub const MF: u16 = 0x2000;
+/// The offset in the fragment word.
+pub const OFFSET: u16 = 0x1fff;
 
 /// A header that [`Header::parse`] has checked: version, both lengths and the checksum are right.
 #[derive(Clone, Copy)]
@@ -57,13 +65,13 @@ impl<'a> Header<'a> {
     /// Whether this is a fragment: offset not zero, or more to come.
     #[inline]
     pub fn is_fragment(&self) -> bool {
-        be16(self.bytes, 6) & 0x3fff != 0
+        be16(self.bytes, FRAGMENT) & (MF | OFFSET) != 0
     }
 
     /// Whether this is a fragment other than the first, which holds no transport header.
     #[inline]
     pub fn is_later_fragment(&self) -> bool {
-        be16(self.bytes, 6) & 0x1fff != 0
+        be16(self.bytes, FRAGMENT) & OFFSET != 0
     }
 
     /// Type of service: DSCP (RFC 2474), then ECN (RFC 3168) in the two low bits.

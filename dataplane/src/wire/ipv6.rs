@@ -28,21 +28,41 @@ mod next {
 /// Extension headers that are read; a packet with more is refused.
 const MAX_EXTENSIONS: usize = 8;
 
+/// Offset in the second word of a fragment header, in bytes.
+pub const FRAGMENT_OFFSET: u16 = 0xfff8;
+/// "More fragments" in the same word.
+pub const MORE_FRAGMENTS: u16 = 1;
+/// Length of a fragment header.
+pub const FRAGMENT_LEN: usize = 8;
+
+/// Where a packet says that it is a fragment (RFC 8200 section 4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Offset of the fragment header from the IP header's start.
+    pub at: u16,
+    /// Whether this is not the first fragment: what follows the fragment header are no headers.
+    pub is_later: bool,
+}
+
 /// A header that [`Header::parse`] has checked, extension headers included.
 #[derive(Clone, Copy)]
 pub struct Header<'a> {
     bytes: &'a [u8; LEN],
     total: usize,
-    l4: usize,
+    chain: Chain,
+}
+
+/// What the extension headers lead to.
+#[derive(Clone, Copy)]
+struct Chain {
     proto: u8,
+    l4: usize,
+    fragment: Option<Fragment>,
 }
 
 impl<'a> Header<'a> {
     /// Checks version and lengths, and goes through the extension headers. `packet` starts with the IP header and may
     /// be longer than the packet (Ethernet padding). After this `packet[..total_len]` and `packet[l4..]` are there.
-    ///
-    /// # Errors
-    /// [`DropReason::Fragment`] for a fragment; an atomic one (RFC 6946) is none.
     #[inline]
     pub fn parse(packet: &'a [u8]) -> Result<Header<'a>, DropReason> {
         let Some(bytes) = packet.first_chunk::<LEN>() else { return Err(DropReason::Truncated) };
@@ -57,12 +77,14 @@ impl<'a> Header<'a> {
         if total > usize::from(u16::MAX) {
             return Err(DropReason::BadIpHeader);
         }
-        let (proto, l4) = match bytes[6] {
+        let chain = match bytes[6] {
             // Nearly always.
-            super::proto::TCP | super::proto::UDP | super::proto::ICMPV6 => (bytes[6], LEN),
+            super::proto::TCP | super::proto::UDP | super::proto::ICMPV6 => {
+                Chain { proto: bytes[6], l4: LEN, fragment: None }
+            }
             first => through_extensions(&packet[..total], first)?,
         };
-        Ok(Header { bytes, total, l4, proto })
+        Ok(Header { bytes, total, chain })
     }
 
     /// Length of header and payload in bytes.
@@ -71,16 +93,23 @@ impl<'a> Header<'a> {
         self.total
     }
 
-    /// Offset of what follows the last extension header.
+    /// Offset of what follows the last extension header; in a later fragment, the fragment header.
     #[inline]
     pub fn l4(&self) -> usize {
-        self.l4
+        self.chain.l4
     }
 
-    /// Protocol of what follows the last extension header.
+    /// Protocol of what follows the last extension header. In a later fragment that is what the fragment header says,
+    /// and may be an extension header's.
     #[inline]
     pub fn proto(&self) -> u8 {
-        self.proto
+        self.chain.proto
+    }
+
+    /// Whether this is a fragment; an atomic one (RFC 6946) is none.
+    #[inline]
+    pub fn fragment(&self) -> Option<Fragment> {
+        self.chain.fragment
     }
 
     /// Hop limit.
@@ -111,8 +140,9 @@ fn address(header: &[u8; LEN], at: usize) -> [u8; 16] {
 
 /// Protocol and offset of what follows the extension headers.
 #[cold]
-fn through_extensions(packet: &[u8], first: u8) -> Result<(u8, usize), DropReason> {
+fn through_extensions(packet: &[u8], first: u8) -> Result<Chain, DropReason> {
     let (mut proto, mut at) = (first, LEN);
+    let mut fragment = None;
     for _ in 0..MAX_EXTENSIONS {
         let len = match proto {
             next::HOP_BY_HOP if at != LEN => return Err(DropReason::BadIpHeader),
@@ -122,14 +152,21 @@ fn through_extensions(packet: &[u8], first: u8) -> Result<(u8, usize), DropReaso
             _ if next::OTHERS.contains(&proto) => 8 * (1 + usize::from(byte(packet, at + 1)?)),
             next::AUTHENTICATION => 4 * (2 + usize::from(byte(packet, at + 1)?)),
             next::FRAGMENT => {
-                byte(packet, at + 7)?;
-                // Offset and "more fragments".
-                if be16(packet, at + 2) & 0xfff9 != 0 {
-                    return Err(DropReason::Fragment);
+                byte(packet, at + FRAGMENT_LEN - 1)?;
+                let word = be16(packet, at + 2);
+                let is_later = word & FRAGMENT_OFFSET != 0;
+                if is_later || word & MORE_FRAGMENTS != 0 {
+                    // No packet is a fragment of a fragment.
+                    if fragment.replace(Fragment { at: at as u16, is_later }).is_some() {
+                        return Err(DropReason::BadFragment);
+                    }
                 }
-                8
+                if is_later {
+                    return Ok(Chain { proto: byte(packet, at)?, l4: at + FRAGMENT_LEN, fragment });
+                }
+                FRAGMENT_LEN
             }
-            _ => return Ok((proto, at)),
+            _ => return Ok(Chain { proto, l4: at, fragment }),
         };
         proto = byte(packet, at)?;
         at += len;
@@ -225,6 +262,19 @@ mod tests {
     }
 
     #[test]
+    fn fragments_are_told_from_whole_packets() {
+        let parse = |payload: &[u8]| {
+            let bytes = packet(60, &[&[44, 0, 1, 4, 0, 0, 0, 0], payload].concat());
+            let header = Header::parse(&bytes).unwrap();
+            (header.fragment(), header.proto(), header.l4())
+        };
+        let first = [60, 0, 0, 1, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0];
+        assert_eq!(parse(&first), (Some(Fragment { at: 48, is_later: false }), 17, 64));
+        let later = [60, 0, 0, 8, 0, 0, 0, 0, 0xff, 0xff];
+        assert_eq!(parse(&later), (Some(Fragment { at: 48, is_later: true }), 60, 56), "not gone into");
+    }
+
+    #[test]
     fn each_broken_packet_has_its_reason() {
         let reason = |proto, payload: &[u8]| Header::parse(&packet(proto, payload)).err();
         assert_eq!(Header::parse(&[0x60; 39]).err(), Some(DropReason::Truncated));
@@ -232,8 +282,12 @@ mod tests {
         let mut old = packet(17, &[0; 8]);
         old[0] = 0x45;
         assert_eq!(Header::parse(&old).err(), Some(DropReason::BadIpHeader));
-        assert_eq!(reason(44, &[17, 0, 0, 1, 0, 0, 0, 0]), Some(DropReason::Fragment), "more to come");
-        assert_eq!(reason(44, &[17, 0, 0, 8, 0, 0, 0, 0]), Some(DropReason::Fragment), "an offset");
+        assert_eq!(
+            reason(44, &[44, 0, 0, 1, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 0]),
+            Some(DropReason::BadFragment),
+            "a fragment of a fragment"
+        );
+        assert_eq!(reason(44, &[17, 0, 0, 1, 0, 0, 0]), Some(DropReason::Truncated));
         assert_eq!(reason(60, &[17, 9, 0, 0, 0, 0, 0, 0]), Some(DropReason::Truncated));
         assert_eq!(reason(60, &[17]), Some(DropReason::Truncated));
         assert_eq!(

@@ -56,8 +56,10 @@ numbered! {
         HostPackets = "host-packets",
         /// Packets absorbed by the engine: requests that it turned into answers.
         ConsumedPackets = "consumed-packets",
-        /// Packets made by the engine: ICMP errors.
+        /// Packets made by the engine: ICMP errors, and of a packet that was fragmented all fragments but one.
         GeneratedPackets = "generated-packets",
+        /// Packets that were too large for their way, and left in fragments.
+        FragmentedPackets = "fragmented-packets",
         /// ICMP errors not sent because there were too many.
         IcmpLimited = "icmp-limited",
         /// ICMP errors in transit that quoted a translated packet, and were translated back.

@@ -62,10 +62,11 @@ fn make_dual_stack(cluster: &Cluster) -> Vec<Process> {
 pub(crate) fn write_service(cluster: &Cluster, backends: &[&str]) {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: six}}\nspec:\n  clusterIPs: ['{VIP}']\n  \
-         ports:\n  - {{name: http, port: 80, targetPort: {PORT}}}\n  - {{name: streams, port: 81, targetPort: \
+         ports:\n  - {{name: http, port: 80, targetPort: {PORT}}}\n  - {{name: echo, protocol: UDP, port: 80, \
+         targetPort: {PORT}}}\n  - {{name: streams, port: 81, targetPort: \
          {STREAM_PORT}}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: shop\n  \
          name: six-1\n  labels: {{kubernetes.io/service-name: six}}\naddressType: IPv6\nports: [{{name: http, port: \
-         {PORT}}}, {{name: streams, port: {STREAM_PORT}}}]\nendpoints:\n"
+         {PORT}}}, {{name: echo, protocol: UDP, port: {PORT}}}, {{name: streams, port: {STREAM_PORT}}}]\nendpoints:\n"
     );
     for name in backends {
         let _ = writeln!(yaml, "- addresses: ['{}']", address(cluster, name));
