@@ -11,7 +11,7 @@ use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, PortKind, Settings, V
 /// a host that sends from a pod's address, and what comes without encapsulation where it is due, or in transit.
 pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -> Result<(), DropReason> {
     let Tuple { src, dst, .. } = packet.tuple();
-    if is_martian(src) || is_martian(dst) {
+    if [src, dst].into_iter().any(|ip| is_martian(ip, ingress.kind)) {
         return Err(DropReason::Martian);
     }
     let honest = match ingress.kind {
@@ -36,10 +36,11 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -
     if honest { Ok(()) } else { Err(DropReason::SpoofedSource) }
 }
 
-/// Whether no packet to forward may have this source or destination.
-fn is_martian(ip: Ip) -> bool {
-    match ip.as_v4() {
-        Some(octets) => ipv4::is_martian(u32::from_ne_bytes(octets)),
+/// Whether no packet to forward that came in so may have this source or destination. Link-local IPv4 addresses are the
+/// node's own (a DNS cache at 169.254.20.10, say), and its pods reach them; from another node none comes.
+fn is_martian(ip: Ip, from: PortKind) -> bool {
+    match ip.as_v4().map(u32::from_ne_bytes) {
+        Some(raw) => ipv4::is_martian(raw) || (from == PortKind::Uplink && ipv4::is_link_local(raw)),
         None => ipv6::is_martian(&ip.0),
     }
 }

@@ -171,12 +171,19 @@ pub fn complete_outer(header: &mut [u8], at: usize, total_len: u16, tos: u8) {
     super::put_raw16(header, at + CHECKSUM, sum);
 }
 
-/// Whether no packet to forward may have this raw source or destination (RFC 1812 section 5.3.7): `0/8`, loopback,
-/// multicast, which is not routed, reserved and broadcast.
+/// Whether no packet to forward may have this raw source or destination (RFC 1812 section 5.3.7, RFC 6890): `0/8`, loopback,
+/// multicast, which is not routed, reserved and broadcast. As in Linux, the networks for documentation (`192.0.2/24`,
+/// `198.51.100/24`, `203.0.113/24`) pass, for laboratories use them.
 #[inline]
 pub fn is_martian(raw: u32) -> bool {
     let first = raw.to_ne_bytes()[0];
     first == 0 || first == 127 || first >= 224
+}
+
+/// Whether a raw address means something on its own link only (RFC 3927 section 2.6.2).
+#[inline]
+pub fn is_link_local(raw: u32) -> bool {
+    raw.to_ne_bytes()[..2] == [169, 254]
 }
 
 #[cfg(test)]
@@ -215,6 +222,28 @@ mod tests {
         }
         .emit(&mut out);
         assert_eq!(out, EXAMPLE);
+    }
+
+    #[test]
+    fn martians_are_known() {
+        for martian in [
+            [0, 0, 0, 0],
+            [0, 9, 9, 9],
+            [127, 1, 2, 3],
+            [224, 0, 0, 1],
+            [239, 9, 9, 9],
+            [240, 0, 0, 1],
+            [255; 4],
+        ] {
+            assert!(is_martian(u32::from_ne_bytes(martian)), "{martian:?}");
+        }
+        for other in
+            [[1, 0, 0, 1], [10, 0, 0, 1], [100, 64, 0, 1], [126, 9, 9, 9], [169, 254, 1, 1], [223, 9, 9, 9]]
+        {
+            assert!(!is_martian(u32::from_ne_bytes(other)), "{other:?}");
+        }
+        assert!(is_link_local(u32::from_ne_bytes([169, 254, 20, 10])));
+        assert!(!is_link_local(u32::from_ne_bytes([169, 255, 20, 10])));
     }
 
     #[test]
