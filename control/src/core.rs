@@ -31,6 +31,8 @@ pub struct Options {
     pub vni: u32,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// Whether the maximum segment size in TCP's SYNs is lowered to what their way takes.
+    pub clamp_mss: bool,
     /// Ranges that hold all service addresses; without them each address gets a route.
     pub service_cidrs: Vec<Prefix>,
     /// How many ports the tables hold.
@@ -81,6 +83,7 @@ impl Core {
             uplink: options.uplink.clone(),
             vni: options.vni,
             vxlan_port: options.vxlan_port,
+            clamp_mss: options.clamp_mss,
             max_ports: options.max_ports,
             node_port_addresses: options.node_port_addresses.clone(),
             nat: options.nat.clone(),

@@ -32,6 +32,9 @@ struct Args {
     /// UDP port of VXLAN.
     #[arg(long, default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
     vxlan_port: u16,
+    /// Lower the maximum segment size in TCP's SYNs to what the tunnel takes, for pods that ignore ICMP errors.
+    #[arg(long)]
+    clamp_mss: bool,
     /// Range of the service addresses, routed as one; may be repeated. By default each address is routed by itself.
     #[arg(long)]
     service_cidr: Vec<Prefix>,
@@ -94,6 +97,7 @@ fn run(args: Args) -> Result<(), String> {
         uplink: args.uplink,
         vni: args.vni,
         vxlan_port: args.vxlan_port,
+        clamp_mss: args.clamp_mss,
         service_cidrs: args.service_cidr,
         max_ports: capacities.ports,
         max_tables_bytes,

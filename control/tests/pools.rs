@@ -25,6 +25,7 @@ fn core(files: &[(&str, &str)]) -> Core {
         uplink: None,
         vni: 4096,
         vxlan_port: 4789,
+        clamp_mss: false,
         service_cidrs: vec![],
         kernel_fallback: false,
         max_ports: 64,

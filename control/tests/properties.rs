@@ -19,6 +19,7 @@ fn config(uplink: Option<&str>) -> Config {
         uplink: uplink.map(Into::into),
         vni: 4096,
         vxlan_port: 4789,
+        clamp_mss: false,
         max_ports: 4,
         node_port_addresses: NodePortAddresses::Primary,
         nat: Default::default(),

@@ -13,7 +13,7 @@ use crate::parse6::Parsed6;
 use crate::process::Run;
 use crate::state::WorkerState;
 use crate::walk::{self, Bound, Way};
-use crate::wire::{ETH_LEN, be16, ipv4, ipv6};
+use crate::wire::{ETH_LEN, TCP_LEN, be16, ipv4, ipv6, tcp};
 use fairway_pmd::Frame;
 use fairway_tables::{DropReason, Ip, Settings};
 
@@ -49,6 +49,8 @@ pub(crate) trait Parcel: Copy + Into<Stored> {
     }
     /// Raw ports, as in the key.
     fn ports(&self) -> u32;
+    /// Lowers the segment size that a SYN announces to what packets of at most `mtu` bytes carry.
+    fn clamp_mss(&self, frame: &mut Frame, mtu: u16);
     /// Gives a later fragment the protocol and ports of the first.
     fn set_transport(&mut self, transport: Transport);
     /// The key's hash.
@@ -145,6 +147,11 @@ impl Parcel for Parsed {
 
     fn ports(&self) -> u32 {
         self.key.ports
+    }
+
+    #[cold]
+    fn clamp_mss(&self, frame: &mut Frame, mtu: u16) {
+        clamp_mss(frame, self.l2, self.ip_header_len, self.ip_len, mtu.saturating_sub(ipv4::LEN as u16));
     }
 
     /// The protocol is in every header.
@@ -263,6 +270,11 @@ impl Parcel for Parsed6 {
         self.key.ports
     }
 
+    #[cold]
+    fn clamp_mss(&self, frame: &mut Frame, mtu: u16) {
+        clamp_mss(frame, self.l2, self.l4, self.ip_len, mtu.saturating_sub(ipv6::LEN as u16));
+    }
+
     fn set_transport(&mut self, Transport { proto, ports }: Transport) {
         let flow::FlowKey6 { src, dst, outer, .. } = self.key;
         self.key = flow::FlowKey6::new(src, dst, ports, proto, self.key.ingress(), outer);
@@ -318,4 +330,12 @@ impl Parcel for Parsed6 {
     fn complain(&self, frame: &mut Frame, settings: &Settings, problem: Problem) -> Option<Parsed6> {
         icmp_error::complain6(frame, self, icmp_error::speaker(settings, self.tuple().dst), problem)
     }
+}
+
+/// Clamps the TCP segment at `l4` of the IP packet of `ip_len` bytes; `payload_len` is what an IP packet carries. Options
+/// are not subtracted (RFC 6691).
+fn clamp_mss(frame: &mut Frame, l2: u16, l4: u16, ip_len: u16, payload_len: u16) {
+    let ip = usize::from(l2) + ETH_LEN;
+    let segment = &mut frame.bytes_mut()[ip + usize::from(l4)..ip + usize::from(ip_len)];
+    tcp::clamp_mss(segment, payload_len.saturating_sub(TCP_LEN as u16));
 }

@@ -353,6 +353,9 @@ fn forward<P: Parcel>(
     if packet.ip_len() > binding.mtu {
         return Err(DropReason::TooBig);
     }
+    if packet.tcp_flags() & tcp_flags::SYN != 0 && binding.flags & Binding::CLAMP_MSS != 0 {
+        packet.clamp_mss(frame, binding.mtu);
+    }
     let Some(template) = templates.get(binding.template) else { return Err(DropReason::NoRoute) };
     packet.apply(frame, entry, template)?;
     Ok(binding.out_port)

@@ -12,7 +12,7 @@ use crate::parse::Ingress;
 use crate::stages::Stages;
 use fairway_pmd::FrameCache;
 use fairway_tables::stats::Counter;
-use fairway_tables::{PortId, View};
+use fairway_tables::{PortId, Settings, View};
 
 /// A worker's memory: private, except the tables of connections and of clients.
 pub struct WorkerState {
@@ -36,6 +36,8 @@ pub struct WorkerState {
     pub fragments: Fragments,
     /// Which flow entries still hold.
     pub freshness: Freshness,
+    /// Whether SYNs may announce no larger segments than their way takes.
+    pub(crate) clamp_mss: bool,
     ports: Vec<Option<Ingress>>,
     random: u64,
     conntrack_cursor: u32,
@@ -55,6 +57,7 @@ impl WorkerState {
             icmp_limit: Limiter::new(ports),
             fragments: Fragments::new(crate::random_seed()),
             freshness: Freshness::new(),
+            clamp_mss: false,
             ports: vec![None; ports],
             random: crate::random_seed() | 1,
             conntrack_cursor: crate::random_seed() as u32,
@@ -81,6 +84,7 @@ impl WorkerState {
     #[cold]
     fn reload(&mut self, tables: View<'_>) {
         let settings = tables.settings();
+        self.clamp_mss = settings.takes & Settings::CLAMP_MSS != 0;
         for (index, slot) in self.ports.iter_mut().enumerate() {
             let id = PortId(index as u16);
             *slot = tables.port(id).and_then(|port| Ingress::new(id, &port, &settings));

@@ -323,7 +323,7 @@ pub struct Settings {
     pub snat_first: u16,
     /// Last of these.
     pub snat_last: u16,
-    /// Bits: [`Settings::TAKES_IPIP`], [`Settings::TAKES_DIRECT`].
+    /// Bits: [`Settings::TAKES_IPIP`], [`Settings::TAKES_DIRECT`], [`Settings::CLAMP_MSS`].
     pub takes: u32,
     /// A second VXLAN network, of another layout than the first.
     pub second_vxlan: Vxlan,
@@ -334,4 +334,6 @@ impl Settings {
     pub const TAKES_IPIP: u32 = 1;
     /// Packets to this node's pods are taken from the uplink without encapsulation.
     pub const TAKES_DIRECT: u32 = 2;
+    /// The maximum segment size in TCP's SYNs is lowered to what their way takes.
+    pub const CLAMP_MSS: u32 = 4;
 }

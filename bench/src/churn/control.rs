@@ -29,6 +29,7 @@ fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
         uplink: None,
         vni: 4096,
         vxlan_port: 4789,
+        clamp_mss: false,
         service_cidrs: Vec::new(),
         kernel_fallback: false,
         max_ports: capacities.ports,

@@ -39,6 +39,8 @@ pub struct Config {
     pub vni: u32,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// Whether the maximum segment size in TCP's SYNs is lowered to what their way takes.
+    pub clamp_mss: bool,
     /// How many ports the tables hold.
     pub max_ports: u32,
     /// Where node ports answer.

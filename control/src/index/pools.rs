@@ -62,7 +62,8 @@ impl Index {
     pub(super) fn takes(&self) -> u32 {
         let ipip = self.pools().any(|pool| pool.encapsulation == Encapsulation::Ipip);
         let direct = self.pools().any(Pool::is_sometimes_direct);
-        u32::from(ipip) * Settings::TAKES_IPIP + u32::from(direct) * Settings::TAKES_DIRECT
+        let clamp = u32::from(self.config.clamp_mss) * Settings::CLAMP_MSS;
+        u32::from(ipip) * Settings::TAKES_IPIP + u32::from(direct) * Settings::TAKES_DIRECT + clamp
     }
 
     /// What encapsulation adds at most, in bytes.

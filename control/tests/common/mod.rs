@@ -127,6 +127,7 @@ pub(crate) fn options(run_dir: &Path) -> Options {
         uplink: None,
         vni: 4096,
         vxlan_port: 4789,
+        clamp_mss: false,
         service_cidrs: vec![],
         kernel_fallback: false,
         max_ports: 64,

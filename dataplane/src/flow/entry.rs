@@ -33,7 +33,7 @@ pub trait Flow: Pod {
 pub struct Binding {
     /// The [`Freshness`](crate::Freshness) stamp under which the entry was compiled.
     pub stamp: u32,
-    /// [`Binding::NAT`], [`Binding::REPLY`], at most one encapsulation; in the upper half the [`Dependency`].
+    /// [`Binding::NAT`], [`Binding::REPLY`], [`Binding::CLAMP_MSS`], at most one encapsulation; in the upper half the [`Dependency`].
     pub flags: u32,
     /// The connection in the connection table.
     pub conn: u32,
@@ -62,6 +62,8 @@ impl Binding {
     pub const IPIP: u32 = 8;
     /// Encapsulated in UDP without further header.
     pub const UDP_TUNNEL: u32 = 16;
+    /// A SYN may announce no larger segments than the way takes.
+    pub const CLAMP_MSS: u32 = 32;
     /// All encapsulations.
     pub const ENCAPSULATIONS: u32 = Self::VXLAN | Self::IPIP | Self::UDP_TUNNEL;
     /// No connection stands behind the flow.

@@ -100,6 +100,9 @@ fn binding(
     if bound.arrives != bound.leaves {
         flags |= Binding::NAT;
     }
+    if worker.clamp_mss && bound.arrives.proto == proto::TCP {
+        flags |= Binding::CLAMP_MSS;
+    }
     if matches!(bound.conn, Some((_, Direction::Reply))) {
         flags |= Binding::REPLY;
     }

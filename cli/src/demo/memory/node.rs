@@ -90,6 +90,7 @@ impl Node {
             uplink: None,
             vni: VNI,
             vxlan_port: VXLAN_PORT,
+            clamp_mss: false,
             service_cidrs: Vec::new(),
             kernel_fallback: false,
             max_ports: capacities.ports,
