@@ -7,8 +7,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test test-kills test-survival model sanitize lint bench-engine bench-pktgen
-.PHONY: bench-churn bench-lpm bench-services kube clean deps
+.PHONY: help build demo demo-down test test-guest test-kills test-survival
+.PHONY: model sanitize lint bench-engine bench-pktgen bench-churn bench-lpm bench-services kube clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -39,6 +39,9 @@ sanitize: deps ## Run what has unsafe code under AddressSanitizer and valgrind
 test-kills: build ## Kill control 1,000 times under readers and the engine 30 times under load (root)
 	FAIRWAY_KILLS=$(or $(FAIRWAY_KILLS),1000) FAIRWAY_ENGINE_KILLS=$(or $(FAIRWAY_ENGINE_KILLS),30) \
 	    $(CARGO) test -p fairway-tests --test kills --test kills_engine -- --nocapture
+
+test-guest: build ## Exchange traffic with Linux's ipip as the other node, in QEMU (root; part of make test)
+	$(CARGO) test -p fairway-tests --test guest -- --nocapture
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
 	$(CARGO) test -p fairway-tests --test survival -- --nocapture

@@ -19,6 +19,13 @@ pub fn may_run(test: &str) -> bool {
     false
 }
 
+/// Says that a test cannot run here for want of something; under `CI=true`, where everything is to be had, that is a
+/// failure.
+pub fn skip(test: &str, missing: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} must run under CI=true: {missing}");
+    eprintln!("skipped: {test}: {missing}");
+}
+
 /// Waits until no other end-to-end test runs on this machine, so that what one measures is not what
 /// another one loads. Released when the value is dropped.
 pub fn alone() -> File {

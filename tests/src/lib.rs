@@ -6,6 +6,7 @@
 //! | [`testbed`] | the topology: a switch, nodes, pods, and the folder of manifests that describes them |
 //! | [`node`] | one node: its uplink and its `fairway-control` and `fairway-dataplane` |
 //! | [`station`] | a node that runs no part of Fairway: a kernel with its own tunnels |
+//! | [`guest`] | another kernel in QEMU, as a node with the tunnels that it has |
 //! | [`netns`], [`process`], [`sys`] | namespaces, child processes, and the system calls under them |
 //! | [`engines`] | whether the engines carry the traffic, and not the kernel |
 //! | [`programs`], [`kept`] | where the programs are; the testbed that was left running |
@@ -23,6 +24,7 @@ pub mod dual_stack;
 pub mod engines;
 pub mod error;
 pub mod gate;
+pub mod guest;
 pub mod kept;
 pub mod kube;
 pub mod manifests;

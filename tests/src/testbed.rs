@@ -24,7 +24,8 @@ use std::time::Duration;
 pub const POD_PORT: u16 = 8080;
 /// Port on which they send TCP streams back.
 pub const STREAM_PORT: u16 = 8081;
-const BRIDGE: &str = "br0";
+/// The switch's bridge between the nodes.
+pub(crate) const UPLINK_BRIDGE: &str = "br0";
 const LOG_TAIL_LINES: usize = 40;
 
 /// How a testbed is built.
@@ -153,7 +154,7 @@ impl Testbed {
             "link",
             "add",
             "name",
-            BRIDGE,
+            UPLINK_BRIDGE,
             "type",
             "bridge",
             "stp_state",
@@ -163,7 +164,7 @@ impl Testbed {
             "mcast_snooping",
             "0",
         ])?;
-        switch.ip(["link", "set", BRIDGE, "up"])?;
+        switch.ip(["link", "set", UPLINK_BRIDGE, "up"])?;
         self.switch = Some(switch);
         Ok(())
     }
@@ -214,7 +215,7 @@ impl Testbed {
             switch.name(),
         ])?;
         let mtu = UPLINK_MTU.to_string();
-        switch.ip(["link", "set", &port, "mtu", &mtu, "master", BRIDGE, "up"])?;
+        switch.ip(["link", "set", &port, "mtu", &mtu, "master", UPLINK_BRIDGE, "up"])?;
         netns.ip(["addr", "add", &format!("{ip}/24"), "dev", UPLINK])?;
         netns.ip(["link", "set", UPLINK, "mtu", &mtu, "up"])?;
         // A wire carries whole checksums and no segments larger than its MTU.
@@ -223,10 +224,13 @@ impl Testbed {
 
     /// Captures what passes the switch to and from the station with this address.
     pub fn capture(&self, ip: Ipv4Addr, name: &str) -> Result<Capture> {
-        let Some(switch) = &self.switch else {
-            return Err(Error::Answer { what: "switch".into(), reason: "gone".into() });
-        };
-        Capture::start(switch, &switch_port(ip), &self.dir, name)
+        Capture::start(self.switch()?, &switch_port(ip), &self.dir, name)
+    }
+
+    /// The switch's namespace.
+    pub(crate) fn switch(&self) -> Result<&Netns> {
+        let gone = || Error::Answer { what: "switch".into(), reason: "gone".into() };
+        self.switch.as_ref().ok_or_else(gone)
     }
 
     /// Makes a pod's namespace and veth as a CNI plugin would, and writes its manifest.
@@ -457,13 +461,13 @@ impl Drop for Testbed {
 }
 
 /// The switch's end of the wire to the station with this address.
-fn switch_port(ip: Ipv4Addr) -> String {
+pub(crate) fn switch_port(ip: Ipv4Addr) -> String {
     format!("port{}", ip.octets()[3])
 }
 
 /// Turns off what an AF_XDP frame cannot carry: checksums left to the device, and segments larger than
 /// the MTU.
-fn offloads_off(netns: &Netns, device: &str) -> Result<()> {
+pub(crate) fn offloads_off(netns: &Netns, device: &str) -> Result<()> {
     let args = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "sg", "off"];
     netns.run("ethtool", &args, Duration::from_secs(10))?.success().map(drop)
 }

@@ -1,0 +1,228 @@
+//! A Linux kernel of its own in QEMU, as a node with the tunnels that few test machines' kernels have: `tunl0` (RFC 2003),
+//! with the address and routes that Calico gives it. The pod behind it is a [`Station`], which it forwards for:
+//!
+//! ```text
+//!  switch ──eth0── guest (tunl0) ──eth1── bridge in the switch's namespace ──eth0── station
+//! ```
+//! The kernel is Debian's, fetched by `scripts/guest-kernel`; all else in the guest is busybox and the script below. It needs
+//! no KVM: emulated it boots within some seconds.
+
+use crate::error::{Error, Result};
+use crate::netns::Netns;
+use crate::process::{self, Process, wait_for};
+use crate::station::{Peer, Station};
+use crate::testbed::{Testbed, UPLINK_BRIDGE, offloads_off, switch_port};
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const QEMU: &str = "qemu-system-x86_64";
+const BUSYBOX: &str = "/bin/busybox";
+/// Time for the kernel's download, the first time.
+const FETCH_DEADLINE: Duration = Duration::from_secs(180);
+/// Time for the guest to boot, on a machine that does other things too.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// Times to try: the emulator of some QEMU versions makes a kernel fail now and then while it boots.
+const BOOT_ATTEMPTS: u32 = 6;
+const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
+/// A kernel that panics ends QEMU. Without 16-byte compare-and-swap, which QEMU 7.2 emulates badly: kernels that use it in
+/// their allocators crash.
+const MACHINE: [&str; 16] = [
+    "-machine",
+    "q35",
+    "-accel",
+    "tcg",
+    "-cpu",
+    "qemu64,-cx16",
+    "-m",
+    "256",
+    "-nodefaults",
+    "-display",
+    "none",
+    "-no-reboot",
+    "-serial",
+    "stdio",
+    "-append",
+    "console=ttyS0 quiet panic=-1",
+];
+/// Modules in an order in which each finds what it needs.
+const MODULES: [&str; 6] = [
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+    "net/ipv4/tunnel4",
+    "net/ipv4/ip_tunnel",
+    "net/ipv4/ipip",
+];
+const READY: &str = "guest is ready";
+const POD_BRIDGE: &str = "br-guest";
+
+/// A guest that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct Guest {
+    _qemu: Process,
+}
+
+impl Guest {
+    /// The folder with the guest's kernel and modules. Downloads them if this machine has none yet.
+    ///
+    /// # Errors
+    /// What is missing here: QEMU, busybox, or a mirror with the kernel.
+    pub fn kernel() -> Result<PathBuf> {
+        for program in [QEMU, BUSYBOX, "xz"] {
+            shell(Path::new("/"), &format!("command -v {program}")).map_err(|_| Error::Answer {
+                what: format!("command -v {program}"),
+                reason: "it is not installed; scripts/install-deps installs it".to_owned(),
+            })?;
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/guest-kernel");
+        let folder = process::run(Command::new(script), FETCH_DEADLINE)?.success()?;
+        Ok(PathBuf::from(folder.trim()))
+    }
+
+    /// Boots `kernel` as the node of `station`, with tunnels to the pods of `peers`, and waits until it forwards.
+    pub fn boot(kernel: &Path, testbed: &Testbed, station: &Station, peers: &[Peer]) -> Result<Guest> {
+        let switch = testbed.switch()?;
+        let number = station.ip().octets()[3];
+        // Named as the switch names its end of other wires.
+        let taps = [switch_port(station.ip()), format!("pod{number}")];
+        join_station(switch, station)?;
+        for (tap, bridge) in taps.iter().zip([UPLINK_BRIDGE, POD_BRIDGE]) {
+            switch.ip(["tuntap", "add", "dev", tap, "mode", "tap"])?;
+            switch.ip(["link", "set", tap, "master", bridge, "up"])?;
+        }
+        let initramfs = pack(kernel, &testbed.dir().join("guest"), &init(station, peers))?;
+        let vmlinuz = find(&kernel.join("boot"), "vmlinuz-")?;
+        let mut attempt = 1;
+        loop {
+            let mut command = switch.command(QEMU);
+            command.args(MACHINE).arg("-kernel").arg(&vmlinuz).arg("-initrd").arg(&initramfs);
+            for (index, tap) in taps.iter().enumerate() {
+                // Frames as they are on a wire: no checksums or segments left to the other side.
+                let backend = format!("tap,id=n{index},ifname={tap},script=no,downscript=no,vnet_hdr=off");
+                let mac = format!("02:00:00:09:{index:02x}:{number:02x}");
+                let device = format!("virtio-net-pci,netdev=n{index},mac={mac},romfile=");
+                command.args(["-netdev", &backend, "-device", &device]);
+            }
+            let mut qemu = Process::spawn("guest", command, &testbed.dir().join("guest.log"), true)?;
+            let booted = wait_for("the guest boots", BOOT_DEADLINE, || {
+                qemu.expect_alive()?;
+                Ok(if qemu.log().contains(READY) { Ok(()) } else { Err(qemu.log_tail(20)) })
+            });
+            match booted {
+                Ok(()) => return Ok(Guest { _qemu: qemu }),
+                Err(Error::Ended { .. }) if attempt < BOOT_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The guest's address towards its pod: the first of the range that a peer of it routes to.
+fn gateway(station: &Station) -> Ipv4Addr {
+    let [a, b, c, _] = station.pod_ip().octets();
+    Ipv4Addr::new(a, b, c, 1)
+}
+
+/// The wire between the station and the guest.
+fn join_station(switch: &Netns, station: &Station) -> Result<()> {
+    let (netns, gateway, source) =
+        (station.netns(), gateway(station).to_string(), station.pod_ip().to_string());
+    switch.ip([
+        "link",
+        "add",
+        "name",
+        POD_BRIDGE,
+        "type",
+        "bridge",
+        "stp_state",
+        "0",
+        "forward_delay",
+        "0",
+    ])?;
+    switch.ip(["link", "set", POD_BRIDGE, "up"])?;
+    netns.ip(["link", "add", "eth0", "type", "veth", "peer", "name", "guest-pod", "netns", switch.name()])?;
+    switch.ip(["link", "set", "guest-pod", "master", POD_BRIDGE, "up"])?;
+    netns.ip(["link", "set", "eth0", "up"])?;
+    offloads_off(netns, "eth0")?;
+    netns.ip(["route", "add", &gateway, "dev", "eth0", "scope", "link", "src", &source])?;
+    netns.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "src", &source]).map(drop)
+}
+
+/// The first program that the guest's kernel runs.
+fn init(station: &Station, peers: &[Peer]) -> String {
+    let (ip, gateway, pod) = (station.ip(), gateway(station), station.pod_ip());
+    let mut script = format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin\n\
+         mount -t devtmpfs dev /dev && mount -t proc proc /proc\n\
+         exec > /dev/ttyS0 2>&1\n\
+         for module in /modules/*; do insmod $module; done\n\
+         ip link set lo up\n\
+         ip addr add {ip}/24 dev eth0 && ip link set eth0 up\n\
+         ip addr add {gateway}/32 dev eth1 && ip link set eth1 up && ip route add {pod}/32 dev eth1\n\
+         ip link set tunl0 up && ip addr add {gateway}/32 dev tunl0\n\
+         echo 1 > /proc/sys/net/ipv4/ip_forward\n"
+    );
+    for peer in peers {
+        let _ = writeln!(script, "ip route add {} via {} dev tunl0 onlink", peer.pod_cidr, peer.ip);
+    }
+    let _ = writeln!(script, "ip addr; ip route; echo {READY}\nwhile :; do sleep 1000; done");
+    script
+}
+
+/// Packs the guest's files into an initramfs; returns its path.
+fn pack(kernel: &Path, dir: &Path, init: &str) -> Result<PathBuf> {
+    let root = dir.join("root");
+    let make = |folder: &str| {
+        let folder = root.join(folder);
+        std::fs::create_dir_all(&folder).map_err(Error::io(format!("make {}", folder.display())))
+    };
+    for folder in ["bin", "modules", "dev", "proc"] {
+        make(folder)?;
+    }
+    let write = |name: &str, bytes: &[u8]| {
+        let path = root.join(name);
+        std::fs::write(&path, bytes).map_err(Error::io(format!("write {}", path.display())))?;
+        make_executable(&path)
+    };
+    write("init", init.as_bytes())?;
+    write("bin/busybox", &std::fs::read(BUSYBOX).map_err(Error::io(format!("read {BUSYBOX}")))?)?;
+    let modules = find(&kernel.join("lib/modules"), "")?.join("kernel");
+    for (index, module) in MODULES.iter().enumerate() {
+        let packed = modules.join(format!("{module}.ko.xz"));
+        let name = module.rsplit('/').next().unwrap_or(module);
+        let unpacked = root.join(format!("modules/{index}-{name}.ko"));
+        shell(dir, &format!("xz -dc '{}' > '{}'", packed.display(), unpacked.display()))?;
+    }
+    shell(&root, &format!("find . | {BUSYBOX} cpio -o -H newc > ../initramfs"))?;
+    Ok(dir.join("initramfs"))
+}
+
+fn make_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(path, mode).map_err(Error::io(format!("chmod {}", path.display())))
+}
+
+fn shell(dir: &Path, line: &str) -> Result<()> {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).current_dir(dir);
+    process::run(command, COMMAND_DEADLINE)?.success().map(drop)
+}
+
+/// The entry of a folder whose name begins so.
+fn find(folder: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io(format!("read {}", folder.display())))?;
+    let mut names = entries.flatten().map(|entry| entry.path());
+    let found = names.find(|path| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
+    });
+    found.ok_or_else(|| Error::Answer {
+        what: format!("kernel in {}", folder.display()),
+        reason: format!("there is no {prefix}*"),
+    })
+}
