@@ -318,6 +318,11 @@ impl Scenario {
         (clocks as f64 / (kept * MAX_BURST).max(1) as f64, 1.0 - kept as f64 / bursts as f64)
     }
 
+    /// Looks for changes of the tables as often as a worker does.
+    pub fn look_as_workers_do(&mut self) {
+        self.world.worker.look_every_us(fairway_dataplane::worker::LOOK_US);
+    }
+
     /// Takes over the writer of the tables, to change them while packets pass.
     pub fn take_writer(&mut self) -> Writer {
         let none = Capacities { lpm_nodes: 0, routes: 0, backends: 1, ..Capacities::default() };

@@ -1,7 +1,7 @@
 //! What a worker keeps from burst to burst.
 
 use crate::affinity::Affinity;
-use crate::clock::Now;
+use crate::clock::{self, Now};
 use crate::conntrack::Conntrack;
 use crate::counters::Counters;
 use crate::flow::{FlowEntry, FlowEntry6, FlowTable, Templates};
@@ -38,6 +38,9 @@ pub struct WorkerState {
     pub freshness: Freshness,
     /// Whether SYNs may announce no larger segments than their way takes.
     pub(crate) clamp_mss: bool,
+    /// Clocks between two looks at what changed, and the time of the last.
+    look_every: u64,
+    looked_at: u64,
     ports: Vec<Option<Ingress>>,
     random: u64,
     conntrack_cursor: u32,
@@ -58,16 +61,31 @@ impl WorkerState {
             fragments: Fragments::new(crate::random_seed()),
             freshness: Freshness::new(),
             clamp_mss: false,
+            look_every: 0,
+            looked_at: 0,
             ports: vec![None; ports],
             random: crate::random_seed() | 1,
             conntrack_cursor: crate::random_seed() as u32,
         }
     }
 
+    /// Looks for changes of the tables at most once in so many microseconds, instead of at every burst: each look at a
+    /// list that a busy writer grows costs the worker cache misses, however short the list.
+    pub fn look_every_us(&mut self, us: u64) {
+        self.look_every = (us as f64 * 1e3 * clock::tsc_per_ns()) as u64;
+    }
+
     /// Takes note of what changed in the tables: flow entries that depend on it are walked anew, each when its
     /// next packet comes.
     #[inline(always)]
     pub fn sync(&mut self, tables: View<'_>) {
+        if self.look_every != 0 {
+            let now = clock::tsc();
+            if now.wrapping_sub(self.looked_at) < self.look_every {
+                return;
+            }
+            self.looked_at = now;
+        }
         if !self.freshness.is_current(tables) && self.freshness.update(tables) {
             self.reload(tables);
         }
@@ -77,6 +95,12 @@ impl WorkerState {
     /// The flow tables are not wiped, which would hold up the packets that wait by a tenth of a second.
     pub fn forget_tables(&mut self) {
         self.freshness.forget();
+        self.look_now();
+    }
+
+    /// Looks at the next burst, whenever the last look was.
+    pub fn look_now(&mut self) {
+        self.looked_at = clock::tsc().wrapping_sub(self.look_every);
     }
 
     #[cold]

@@ -153,6 +153,9 @@ pub struct Ended {
     pub queues: Vec<Box<dyn Queue>>,
 }
 
+/// A busy worker looks for changes of the tables, and lets the writer reuse what it may have been reading, this often
+/// at most.
+pub const LOOK_US: u64 = 20;
 /// Idle workers look up at least this often.
 const SLEEP_MS: i32 = 100;
 /// Effort of housekeeping after a sleep.
@@ -180,6 +183,9 @@ impl Worker {
             idle_since: None,
             asked: (0, 0),
         };
+        self.state.look_every_us(LOOK_US);
+        let look_clocks = (LOOK_US as f64 * 1e3 * clock::tsc_per_ns()) as u64;
+        let mut quiescent_at = 0;
         let spin_clocks = match self.poll {
             PollMode::Busy => u64::MAX,
             PollMode::Adaptive { spin_us } => (f64::from(spin_us) * 1e3 * clock::tsc_per_ns()) as u64,
@@ -194,7 +200,10 @@ impl Worker {
             let received = self.receive(&mut run);
             let handed = self.take_handoffs(&mut run);
             self.kick(&mut run);
-            self.tables.quiescent();
+            if received + handed == 0 || start.wrapping_sub(quiescent_at) >= look_clocks {
+                self.tables.quiescent();
+                quiescent_at = start;
+            }
             run.loops += 1;
             if received + handed > 0 {
                 run.idle_since = None;
@@ -406,6 +415,8 @@ impl Worker {
     }
 
     fn open(&mut self, run: &mut Run, port: PortId, kind: PortKind, queue: Box<dyn Queue>) {
+        // The tables know the port already; its first packets must find it.
+        self.state.look_now();
         let Some(place) = run.by_port.get_mut(port.index()) else {
             let _ = self.mailbox.closed.push(queue);
             return;

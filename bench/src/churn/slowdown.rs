@@ -129,6 +129,7 @@ pub fn run(rounds: usize, bursts: usize) -> Result<Vec<Figure>, ChurnError> {
     }
     // The new services are noted, and every flow is fresh again.
     scenario.round(bursts);
+    scenario.look_as_workers_do();
     let churner = Churner::start(writer);
     let (_, core) = cores();
     core.map(core_affinity::set_for_current);

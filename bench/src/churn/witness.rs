@@ -2,6 +2,7 @@
 
 use super::ChurnError;
 use crate::pktgen::cores::cores;
+use fairway_dataplane::worker::LOOK_US;
 use fairway_tables::{Ip, NextHopKind, OpenError, Reader, ServiceKey, View};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -73,6 +74,11 @@ impl Witness {
                         Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
                     },
                     Some((expect, since)) => {
+                        // As a busy worker does.
+                        let looked = Instant::now();
+                        while looked.elapsed() < Duration::from_micros(LOOK_US) {
+                            std::hint::spin_loop();
+                        }
                         let seen = expect.holds(reader.view());
                         let now = Instant::now();
                         if seen || now - since > PATIENCE {
