@@ -142,7 +142,7 @@ fn tables_grow_under_traffic_and_nothing_is_lost() {
     assert!(old.is_superseded());
     let new = Reader::open(&run_dir, "test").expect("the grown tables");
     assert_eq!(new.view().services().count() as u64, used);
-    let last = new.view().service(&service_of(many - 1)).map(|service| service.len());
+    let last = new.view().service(&service_of(many - 1)).map(|service| service.backends().count());
     assert_eq!(last, Some(ENDPOINTS), "the last Service is complete");
 
     // And the engine follows: what is changed in the grown tables reaches it.
