@@ -115,7 +115,11 @@ fn crash_at((first, second, undisturbed): &Case, stores: u64, again_after: u64) 
     writer.apply(second).unwrap();
     new.check(reader.view());
     reader.quiescent();
-    assert_eq!(used(&writer), *undisturbed, "something leaked");
+    // A trie that was changed in other steps may do with fewer nodes; with more, some are lost.
+    let (mut now, nodes) = (used(&writer), undisturbed["lpm_nodes"]);
+    assert!(now["lpm_nodes"] <= nodes, "{} nodes instead of {nodes}: something leaked", now["lpm_nodes"]);
+    now.insert("lpm_nodes", nodes);
+    assert_eq!(now, *undisturbed, "something leaked");
     true
 }
 
