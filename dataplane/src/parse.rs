@@ -50,9 +50,10 @@ impl Ingress {
 }
 
 /// What of a datagram a packet holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Part {
     /// All of it.
+    #[default]
     Whole,
     /// Its first fragment, which has the transport header.
     First,
@@ -61,7 +62,7 @@ pub enum Part {
 }
 
 /// A packet that belongs, or may belong, to a flow.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Parsed {
     /// What identifies the flow.
     pub key: FlowKey,
@@ -81,45 +82,38 @@ pub struct Parsed {
     pub part: Part,
 }
 
-/// What a frame is.
-#[derive(Clone, Copy, Debug)]
+/// What a frame is. What is known of the packet itself stands in the [`Parsed`] beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     /// An IPv4 packet of a flow that a table entry may serve.
-    Flow(Parsed),
+    Flow,
     /// An IPv4 packet that each time needs the full walk: ICMP other than echo.
-    Single(Parsed),
+    Single,
     /// A fragment of an IPv4 packet, to be joined to its flow by [`fragment`](crate::fragment).
-    Fragment(Parsed),
-    /// A tunnel's packet whose outer header bears a congestion mark. To be carried over to the inner IP header, which
-    /// begins at this offset, by [`ecn::carry_over`]; then the packet is parsed again.
-    Marked(u16),
-    /// An IPv6 packet, yet to be classified by [`parse6`](crate::parse6::parse6): where its Ethernet header is, and the raw
-    /// outer source address if it came from a tunnel.
-    Ipv6 {
-        /// Offset of the Ethernet header, as in [`Parsed`].
-        l2: u16,
-        /// Outer source.
-        outer: u32,
-    },
+    Fragment,
+    /// A tunnel's packet whose outer header bears a congestion mark. To be carried over to the inner IP header, whose
+    /// frame begins at `l2`, by [`ecn::carry_over`]; then the packet is parsed again.
+    Marked,
+    /// An IPv6 packet, yet to be classified by [`parse6`](crate::parse6::parse6): of [`Parsed`] hold `l2` and, if it came
+    /// from a tunnel, `key.outer`.
+    Ipv6,
     /// An ARP packet.
     Arp,
     /// Nothing that the engine forwards.
     Drop(DropReason),
 }
 
-/// Classifies one received frame.
-#[inline]
-pub fn parse(frame: &[u8], ingress: &Ingress) -> Class {
-    match classify(frame, ingress) {
-        Ok(class) => class,
-        Err(reason) => Class::Drop(reason),
-    }
+/// Classifies one received frame, and writes what it finds to where that is to stay, field by field: to move a value of
+/// this size costs more than parsing, because the processor cannot forward such narrow stores to the wide loads of a copy.
+#[inline(always)]
+pub fn parse(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Class {
+    classify(frame, ingress, parsed).unwrap_or_else(Class::Drop)
 }
 
 #[inline(always)]
-fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
+fn classify(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<Class, DropReason> {
     if ingress.kind == PortKind::Uplink {
-        return from_uplink(frame, ingress);
+        return from_uplink(frame, ingress, parsed);
     }
     if frame.len() < ETH_LEN {
         return Err(DropReason::Truncated);
@@ -127,7 +121,7 @@ fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     if be16(frame, 12) != wire::ETHERTYPE_IPV4 {
         return match be16(frame, 12) {
             wire::ETHERTYPE_ARP => Ok(Class::Arp),
-            wire::ETHERTYPE_IPV6 if is_for_us(frame, ingress) => Ok(Class::Ipv6 { l2: 0, outer: 0 }),
+            wire::ETHERTYPE_IPV6 if is_for_us(frame, ingress) => Ok(ipv6(parsed, 0, 0)),
             wire::ETHERTYPE_IPV6 => Err(DropReason::NotForUs),
             _ => Err(DropReason::EtherType),
         };
@@ -135,7 +129,12 @@ fn classify(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     if frame[..6] != ingress.gateway_mac.0 && frame[..6] != ingress.mac.0 {
         return Err(DropReason::NotForUs);
     }
-    flow(frame, 0, 0, ingress.port.0)
+    flow(frame, 0, 0, ingress.port.0, parsed)
+}
+
+fn ipv6(parsed: &mut Parsed, l2: usize, outer: u32) -> Class {
+    (parsed.l2, parsed.key.outer) = (l2 as u16, outer);
+    Class::Ipv6
 }
 
 /// Whether an IPv6 frame is addressed to the gateway, or to a group that may mean it (RFC 2464 section 7).
@@ -145,7 +144,7 @@ fn is_for_us(frame: &[u8], ingress: &Ingress) -> bool {
 
 /// A packet from another node: through a tunnel to this node's address, or to a pod or to the node without encapsulation.
 #[inline(always)]
-fn from_uplink(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
+fn from_uplink(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<Class, DropReason> {
     if frame.len() < ETH_LEN {
         return Err(DropReason::Truncated);
     }
@@ -154,12 +153,12 @@ fn from_uplink(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
     }
     match be16(frame, 12) {
         wire::ETHERTYPE_IPV4 => {}
-        wire::ETHERTYPE_IPV6 => return Ok(Class::Ipv6 { l2: 0, outer: 0 }),
+        wire::ETHERTYPE_IPV6 => return Ok(ipv6(parsed, 0, 0)),
         _ => return Err(DropReason::EtherType),
     }
     let outer = ipv4::Header::parse(&frame[ETH_LEN..])?;
     if outer.dst() != ingress.node_ip {
-        return flow(frame, 0, 0, ingress.port.0);
+        return flow(frame, 0, 0, ingress.port.0, parsed);
     }
     if outer.is_fragment() {
         return Err(DropReason::Fragment);
@@ -171,16 +170,19 @@ fn from_uplink(frame: &[u8], ingress: &Ingress) -> Result<Class, DropReason> {
         }
         _ => None,
     };
-    let Some(Inner { at, is_ipv6 }) = inside else { return flow(frame, 0, 0, ingress.port.0) };
-    if ecn::may_change_inner(outer.tos()) {
-        return Ok(Class::Marked(at as u16));
-    }
+    let Some(Inner { at, is_ipv6 }) = inside else {
+        return flow(frame, 0, 0, ingress.port.0, parsed);
+    };
     let l2 = at - ETH_LEN;
+    if ecn::may_change_inner(outer.tos()) {
+        parsed.l2 = l2 as u16;
+        return Ok(Class::Marked);
+    }
     if is_ipv6 {
-        return Ok(Class::Ipv6 { l2: l2 as u16, outer: outer.src() });
+        return Ok(ipv6(parsed, l2, outer.src()));
     }
     // What is behind a tunnel's headers is inside the outer packet, not in what pads its frame.
-    flow(&frame[l2..ETH_LEN + outer.total_len()], l2, outer.src(), FlowKey::TUNNEL)
+    flow(&frame[l2..ETH_LEN + outer.total_len()], l2, outer.src(), FlowKey::TUNNEL, parsed)
 }
 
 /// The IP packet inside a tunnel's: where its header begins, and its family.
@@ -231,27 +233,24 @@ fn in_vxlan(bytes: &[u8], udp_port: u16, ingress: &Ingress) -> Result<bool, Drop
 }
 
 #[inline(always)]
-fn flow(frame: &[u8], l2: usize, outer: u32, context: u16) -> Result<Class, DropReason> {
+fn flow(frame: &[u8], l2: usize, outer: u32, context: u16, parsed: &mut Parsed) -> Result<Class, DropReason> {
     let ip = ipv4::Header::parse(frame.get(ETH_LEN..).ok_or(DropReason::Truncated)?)?;
-    let l4 = ip.payload();
-    let parsed = Parsed {
-        key: FlowKey::new(ip.src(), ip.dst(), 0, ip.proto(), context, outer),
-        l2: l2 as u16,
-        ip_header_len: ip.header_len() as u16,
-        ip_len: ip.total_len() as u16,
-        tcp_flags: 0,
-        ttl: ip.ttl(),
-        part: Part::Whole,
-    };
+    parsed.key = FlowKey::new(ip.src(), ip.dst(), 0, ip.proto(), context, outer);
+    parsed.l2 = l2 as u16;
+    parsed.ip_header_len = ip.header_len() as u16;
+    parsed.ip_len = ip.total_len() as u16;
+    parsed.tcp_flags = 0;
+    parsed.ttl = ip.ttl();
+    parsed.part = Part::Whole;
     if ip.is_fragment() {
         return fragment(&ip, parsed);
     }
-    transport(l4, parsed)
+    transport(ip.payload(), parsed)
 }
 
 /// Reads the transport header.
 #[inline(always)]
-fn transport(l4: &[u8], mut parsed: Parsed) -> Result<Class, DropReason> {
+fn transport(l4: &[u8], parsed: &mut Parsed) -> Result<Class, DropReason> {
     match parsed.key.proto() {
         proto::TCP => {
             let Some(tcp) = l4.first_chunk::<TCP_LEN>() else { return Err(DropReason::Truncated) };
@@ -269,7 +268,7 @@ fn transport(l4: &[u8], mut parsed: Parsed) -> Result<Class, DropReason> {
         proto::ICMP => {
             let Some(message) = l4.first_chunk::<{ icmp::LEN }>() else { return Err(DropReason::Truncated) };
             if !icmp::is_echo(message[0]) {
-                return Ok(Class::Single(parsed));
+                return Ok(Class::Single);
             }
             // The identifier stands for both ports, so that either direction is one conversation
             // (RFC 5508 section 3.1); request and reply differ in their addresses.
@@ -277,20 +276,20 @@ fn transport(l4: &[u8], mut parsed: Parsed) -> Result<Class, DropReason> {
         }
         _ => {}
     }
-    Ok(Class::Flow(parsed))
+    Ok(Class::Flow)
 }
 
 /// A first fragment that is too short for its transport header hides it from whoever looks at ports and flags (RFC 1858
 /// section 3). ICMP messages other than echo are never so large that they would have to be fragmented.
 #[cold]
-fn fragment(ip: &ipv4::Header<'_>, mut parsed: Parsed) -> Result<Class, DropReason> {
+fn fragment(ip: &ipv4::Header<'_>, parsed: &mut Parsed) -> Result<Class, DropReason> {
     if ip.is_later_fragment() {
         parsed.part = Part::Later;
-        return Ok(Class::Fragment(parsed));
+        return Ok(Class::Fragment);
     }
     parsed.part = Part::First;
     match transport(ip.payload(), parsed) {
-        Ok(Class::Flow(parsed)) => Ok(Class::Fragment(parsed)),
+        Ok(Class::Flow) => Ok(Class::Fragment),
         Ok(_) => Err(DropReason::Fragment),
         Err(_) => Err(DropReason::BadFragment),
     }

@@ -20,12 +20,12 @@ use crate::exception::{self, Answer};
 use crate::family::Parcel;
 use crate::flow::{Binding, Flow, FlowEntry6, FlowKey, Templates};
 use crate::icmp_error;
-use crate::parse::{Class, Ingress, parse};
+use crate::parse::{Class, Ingress, Parsed, parse};
 use crate::parse6::{Class6, parse6};
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
 use crate::walk::{self, Outcome};
-use crate::wire::{ecn, tcp_flags};
+use crate::wire::{ETH_LEN, ecn, tcp_flags};
 use arrayvec::ArrayVec;
 use fairway_pmd::{Burst, Frame, FrameCache, MAX_BURST};
 use fairway_tables::stats::{Counter, Stage};
@@ -57,30 +57,26 @@ pub fn process(
 
     worker.stages.begin();
     let burst_start = worker.stages.start();
-    let mut packets: ArrayVec<(Class, u64), MAX_BURST> = ArrayVec::new();
+    let mut packets = [Packet::default(); MAX_BURST];
     let mut sixes = Sixes::new();
-    for frame in rx.iter_mut() {
-        let mut class = parse(frame.bytes(), &port);
-        if let Class::Marked(inner) = class {
-            class = unmark(frame, inner, &port);
+    for (frame, packet) in rx.iter_mut().zip(&mut packets) {
+        packet.class = parse(frame.bytes(), &port, &mut packet.parsed);
+        if packet.class == Class::Marked {
+            packet.class = unmark(frame, &port, &mut packet.parsed);
         }
-        let hash = match &class {
-            Class::Flow(parsed) => {
-                let hash = parsed.key.hash(worker.flows.seed());
-                worker.flows.prefetch(hash);
-                hash
-            }
-            Class::Ipv6 { l2, outer } => sixes.parse(worker, &port, frame, *l2, *outer),
-            _ => 0,
-        };
-        packets.push((class, hash));
+        if packet.class == Class::Flow {
+            packet.hash = packet.parsed.key.hash(worker.flows.seed());
+            worker.flows.prefetch(packet.hash);
+        } else if packet.class == Class::Ipv6 {
+            packet.hash = sixes.parse(worker, &port, frame, &packet.parsed);
+        }
     }
     worker.stages.lap(Stage::Parse, count);
 
     let mut slots: ArrayVec<Option<usize>, MAX_BURST> = ArrayVec::new();
-    for (class, hash) in &packets {
-        slots.push(match class {
-            Class::Flow(parsed) => worker.flows.find(*hash, &parsed.key),
+    for packet in &packets[..count] {
+        slots.push(match packet.class {
+            Class::Flow => worker.flows.find(packet.hash, &packet.parsed.key),
             _ => None,
         });
     }
@@ -88,22 +84,22 @@ pub fn process(
 
     let mut run = Run { worker, tables, port: &port, now, cache, tx, hits: 0 };
     let mut sixes = sixes.0.iter();
-    for ((mut frame, (class, hash)), slot) in rx.drain(..).zip(&packets).zip(&slots) {
+    for ((mut frame, Packet { class, parsed, hash }), slot) in rx.drain(..).zip(&packets).zip(&slots) {
         let verdict = match class {
-            Class::Flow(parsed) => run.flow(parsed, *hash, *slot, &mut frame),
-            Class::Ipv6 { .. } => {
+            Class::Flow => run.flow(parsed, *hash, *slot, &mut frame),
+            Class::Ipv6 => {
                 run.six(sixes.next(), *hash, frame);
                 continue;
             }
-            Class::Single(parsed) => run.single(*parsed, &mut frame),
-            Class::Fragment(parsed) => {
+            Class::Single => run.single(*parsed, &mut frame),
+            Class::Fragment => {
                 run.fragment(*parsed, frame);
                 continue;
             }
             Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
             Class::Drop(reason) => Err(*reason),
             // Carried over above; one that still bears its mark was not.
-            Class::Marked(_) => Err(DropReason::EcnLost),
+            Class::Marked => Err(DropReason::EcnLost),
         };
         run.finish(verdict, frame);
     }
@@ -115,10 +111,25 @@ pub fn process(
 
 /// Carries a tunnel's congestion mark over to the packet inside, which is then like any other.
 #[cold]
-fn unmark(frame: &mut Frame, inner: u16, port: &Ingress) -> Class {
-    match ecn::carry_over(frame.bytes_mut(), usize::from(inner)) {
-        Ok(()) => parse(frame.bytes(), port),
+fn unmark(frame: &mut Frame, port: &Ingress, parsed: &mut Parsed) -> Class {
+    match ecn::carry_over(frame.bytes_mut(), usize::from(parsed.l2) + ETH_LEN) {
+        Ok(()) => parse(frame.bytes(), port, parsed),
         Err(reason) => Class::Drop(reason),
+    }
+}
+
+/// What the steps of a burst learn about a packet, one after the other.
+#[derive(Clone, Copy)]
+struct Packet {
+    class: Class,
+    parsed: Parsed,
+    /// Of the flow's key, whatever the family; 0 where there is none.
+    hash: u64,
+}
+
+impl Default for Packet {
+    fn default() -> Packet {
+        Packet { class: Class::Arp, parsed: Parsed::default(), hash: 0 }
     }
 }
 
@@ -132,9 +143,9 @@ impl Sixes {
 
     /// Classifies one more packet; returns its hash.
     #[inline(never)]
-    fn parse(&mut self, worker: &WorkerState, port: &Ingress, frame: &Frame, l2: u16, outer: u32) -> u64 {
-        let context = if l2 == 0 { port.port.0 } else { FlowKey::TUNNEL };
-        let class = parse6(frame.bytes(), l2, outer, context);
+    fn parse(&mut self, worker: &WorkerState, port: &Ingress, frame: &Frame, found: &Parsed) -> u64 {
+        let context = if found.l2 == 0 { port.port.0 } else { FlowKey::TUNNEL };
+        let class = parse6(frame.bytes(), found.l2, found.key.outer, context);
         let mut hash = 0;
         if let Class6::Flow(parsed) = &class {
             hash = FlowEntry6::hash(&parsed.key, worker.flows6.seed());

@@ -91,7 +91,7 @@ impl Binding {
 
 /// What identifies a flow on this worker: the IPv4 5-tuple and where it came in. Fields are raw.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct FlowKey {
     /// Source address.
     pub src: u32,

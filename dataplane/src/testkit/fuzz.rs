@@ -2,7 +2,7 @@
 //! the same. A case that breaks a rule panics.
 
 use super::{World, WorldConfig, addr, packet, packet6};
-use crate::parse::{Class, Ingress, Part, parse};
+use crate::parse::{Class, Ingress, Parsed, Part, parse};
 use crate::parse6::{Class6, parse6};
 use crate::wire::{ETH_LEN, ecn, icmp, ipv4, ipv6, proto, tcp_flags, vxlan};
 use fairway_pmd::{Burst, MAX_BURST};
@@ -18,16 +18,16 @@ const WAYS: [NextHopKind; 4] =
 /// lie in the frame.
 pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
     for ingress in ingresses {
-        if let Class::Marked(inner) = parse(data, ingress) {
+        let mut parsed = Parsed::default();
+        let class = parse(data, ingress, &mut parsed);
+        if class == Class::Marked {
             let mut unmarked = data.to_vec();
-            if ecn::carry_over(&mut unmarked, usize::from(inner)).is_ok() {
-                assert!(
-                    !matches!(parse(&unmarked, ingress), Class::Marked(_)),
-                    "a mark is carried over once"
-                );
+            if ecn::carry_over(&mut unmarked, usize::from(parsed.l2) + ETH_LEN).is_ok() {
+                let class = parse(&unmarked, ingress, &mut parsed);
+                assert_ne!(class, Class::Marked, "a mark is carried over once");
             }
         }
-        if let Class::Flow(parsed) | Class::Single(parsed) | Class::Fragment(parsed) = parse(data, ingress) {
+        if matches!(class, Class::Flow | Class::Single | Class::Fragment) {
             let start = usize::from(parsed.l2) + ETH_LEN;
             let end = start + usize::from(parsed.ip_len);
             assert!(end <= data.len(), "the packet lies in the frame");
