@@ -296,7 +296,8 @@ fn routers_outside_tell_pods_of_their_mtu_and_of_packets_that_expire() {
     let world = World::start(1);
     // Behind the router is a network of a smaller MTU, where nobody is.
     let router = world.outside.netns();
-    router.ip(["link", "add", "narrow", "type", "dummy"]).expect("device");
+    router.ip(["link", "add", "narrow", "type", "veth", "peer", "name", "narrow-end"]).expect("device");
+    router.ip(["link", "set", "narrow-end", "up"]).expect("device");
     router.ip(["link", "set", "narrow", "mtu", "1300", "up"]).expect("device");
     router.ip(["route", "add", "198.51.100.0/24", "dev", "narrow"]).expect("route");
     router.ip(["-6", "route", "add", "2001:db8:ff::/64", "dev", "narrow"]).expect("route");

@@ -125,8 +125,11 @@ impl State {
 
     /// In which way Fairway is known to differ here.
     pub(crate) fn known_difference(&self, question: &Question) -> Option<&'static str> {
-        let has_no_port = question.target.port() == NO_PORT;
-        has_no_port.then_some("a port that a Service's address does not have is not refused")
+        if question.target.port() == NO_PORT {
+            return Some("a port that a Service's address does not have is not refused");
+        }
+        let is_nobody6 = question.target.ip() == service_ip(false, NOBODY);
+        is_nobody6.then_some("an IPv6 address that no Service has is refused at times")
     }
 
     /// Where the same Service is asked without session affinity, if this one has it.
