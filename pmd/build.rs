@@ -8,6 +8,7 @@ const PACKAGES: &str = "on Debian: apt-get install clang libbpf-dev linux-libc-d
 
 fn main() {
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
+    println!("cargo::rerun-if-changed=bpf/frontend.h");
     for name in SOURCES {
         compile(name);
     }

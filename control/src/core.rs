@@ -10,9 +10,10 @@ use crate::masquerade::NatOptions;
 use crate::model::Key;
 use crate::object::{Kind, Object};
 use crate::publisher::Publisher;
+use crate::room::DEFAULT_MAX_MIB;
 use fairway_tables::{ApplyError, Ip, Prefix, Writer};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -45,6 +46,28 @@ pub struct Options {
     pub nat: NatOptions,
     /// Whether the kernel is kept ready to carry pod traffic while the engine does not run.
     pub kernel_fallback: bool,
+}
+
+impl Options {
+    /// What a control process without manifests, uplink and kernel is asked: the defaults of the command line, in
+    /// tables with that many ports.
+    pub fn alone(run_dir: &Path, node: &str, max_ports: u32) -> Options {
+        Options {
+            run_dir: run_dir.to_owned(),
+            node: node.to_owned(),
+            manifests: PathBuf::new(),
+            uplink: None,
+            vni: 4096,
+            vxlan_port: 4789,
+            clamp_mss: false,
+            service_cidrs: Vec::new(),
+            max_ports,
+            max_tables_bytes: DEFAULT_MAX_MIB << 20,
+            node_port_addresses: NodePortAddresses::default(),
+            nat: NatOptions::default(),
+            kernel_fallback: false,
+        }
+    }
 }
 
 /// See the module's head.

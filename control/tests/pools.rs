@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::node;
-use fairway_control::core::{Core, Options};
+use common::{node, options};
+use fairway_control::core::Core;
 use fairway_control::index::{Facts, KernelEvent, Link, RouteVia, Way};
 use fairway_control::kernel::Update;
 use fairway_control::names::vtep_mac;
 use fairway_tables::{Capacities, Ip, Mac, NextHopKind, Settings, Tables};
-use std::path::PathBuf;
+use std::path::Path;
 
 const NEAR: Ip = Ip::v4([192, 0, 2, 2]);
 const FAR: Ip = Ip::v4([198, 51, 100, 3]);
@@ -18,22 +18,7 @@ const ROUTER: Ip = Ip::v4([192, 0, 2, 254]);
 /// This node `a`, `near` in its subnet, `far` behind a router.
 fn core(files: &[(&str, &str)]) -> Core {
     let (writer, _) = Tables::heap(Capacities::default());
-    let options = Options {
-        run_dir: PathBuf::new(),
-        node: "a".into(),
-        manifests: PathBuf::new(),
-        uplink: None,
-        vni: 4096,
-        vxlan_port: 4789,
-        clamp_mss: false,
-        service_cidrs: vec![],
-        kernel_fallback: false,
-        max_ports: 64,
-        max_tables_bytes: 1 << 30,
-        node_port_addresses: Default::default(),
-        nat: Default::default(),
-    };
-    let mut core = Core::new(options, writer);
+    let mut core = Core::new(options(Path::new("")), writer);
     let mut facts = Facts::default();
     for event in [
         KernelEvent::Link(Link { ifindex: 2, name: "eth0".into(), mac: Mac([2; 6]), mtu: 1500 }),

@@ -89,14 +89,20 @@ fn forward(world: &mut World, port: PortId, frame: &[u8]) -> (PortId, Vec<u8>) {
     world.send(port, frame).expect("forwarded")
 }
 
+/// A pod opens a connection to the outside: its tuples as the pod and as the outside see it, and the frames that the
+/// pod and then the node send.
+fn open_outwards(world: &mut World, is_v4: bool, protocol: u8) -> ([Tuple; 2], [Vec<u8>; 2]) {
+    let arrives = outgoing(is_v4, protocol);
+    let by_pod = frame(Place::Pod(0), &arrives, Step::Open);
+    let (_, by_node) = forward(world, addr::pod_port(0), &by_pod);
+    ([arrives, sent(addr::UPLINK, &by_node).1], [by_pod, by_node])
+}
+
 #[test]
 fn a_pod_is_told_by_routers_and_stations_outside_about_the_packet_that_it_sent() {
     for (is_v4, protocol) in KINDS {
         let mut world = world();
-        let arrives = outgoing(is_v4, protocol);
-        let by_pod = frame(Place::Pod(0), &arrives, Step::Open);
-        let (_, by_node) = forward(&mut world, addr::pod_port(0), &by_pod);
-        let leaves = sent(addr::UPLINK, &by_node).1;
+        let ([arrives, leaves], [by_pod, by_node]) = open_outwards(&mut world, is_v4, protocol);
         for teller in [far(is_v4), arrives.dst] {
             let error = too_big(addr::UPLINK_MAC, teller, leaves.src, &by_node);
             let (port, out) = forward(&mut world, addr::UPLINK, &error);
@@ -113,10 +119,7 @@ fn a_pod_is_told_by_routers_and_stations_outside_about_the_packet_that_it_sent()
 fn a_station_outside_is_told_by_the_pod_as_by_the_node() {
     for (is_v4, protocol) in KINDS {
         let mut world = world();
-        let arrives = outgoing(is_v4, protocol);
-        let (_, by_node) =
-            forward(&mut world, addr::pod_port(0), &frame(Place::Pod(0), &arrives, Step::Open));
-        let leaves = sent(addr::UPLINK, &by_node).1;
+        let ([arrives, leaves], _) = open_outwards(&mut world, is_v4, protocol);
         let by_station = frame(Place::Wire, &leaves.reversed(), Step::Answer);
         let (port, to_pod) = forward(&mut world, addr::UPLINK, &by_station);
         assert_eq!(port, addr::pod_port(0));
@@ -137,10 +140,7 @@ fn a_station_outside_is_told_by_the_pod_as_by_the_node() {
 fn the_engine_itself_speaks_to_the_outside_from_the_address_that_is_known_there() {
     for (is_v4, protocol) in KINDS {
         let mut world = world();
-        let arrives = outgoing(is_v4, protocol);
-        let (_, by_node) =
-            forward(&mut world, addr::pod_port(0), &frame(Place::Pod(0), &arrives, Step::Open));
-        let leaves = sent(addr::UPLINK, &by_node).1;
+        let ([_, leaves], _) = open_outwards(&mut world, is_v4, protocol);
         let mut expired = frame(Place::Wire, &leaves.reversed(), Step::Answer);
         if is_v4 {
             expired[ETH_LEN + 8] = 1;

@@ -13,20 +13,11 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "frontend.h"
+
 // Numbers shared with src/node_ports.rs.
 #define MAX_NODE_PORTS 65536
 #define MAX_SOCKETS 65536
-
-struct address {
-	__u32 word[4]; // IPv6, or IPv4 mapped into it (::ffff:a.b.c.d), in network order
-};
-
-struct node_port {
-	struct address address;
-	__u16 port; // in network order
-	__u8 protocol;
-	__u8 zero;
-};
 
 struct config {
 	__u64 netns_cookie;
@@ -45,7 +36,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_NODE_PORTS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct node_port);
+	__type(key, struct frontend);
 	__type(value, __u32);
 } fw_node_ports SEC(".maps");
 
@@ -111,7 +102,7 @@ static __always_inline struct config *config_for(struct bpf_sock_addr *ctx)
 static __always_inline int turn(struct bpf_sock_addr *ctx, int is_v6)
 {
 	struct config *config = config_for(ctx);
-	struct node_port key = {};
+	struct frontend key = {};
 	struct peer peer = {};
 
 	if (!config)

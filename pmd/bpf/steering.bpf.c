@@ -27,6 +27,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "frontend.h"
+
 // Numbers shared with src/steering/mod.rs.
 #define MAX_PORTS 1024
 #define MAX_SOCKETS 4096
@@ -56,18 +58,6 @@ struct port {
 	__u32 class;
 	__u32 xsk_base; // XSKMAP slot of the netdev's queue 0
 	__u32 queues;   // length of its run of slots
-};
-
-struct address {
-	__u32 word[4]; // IPv6, or IPv4 mapped into it (::ffff:a.b.c.d), in network order
-};
-
-// Where a service is reached.
-struct frontend {
-	struct address address;
-	__u16 port; // in network order
-	__u8 protocol;
-	__u8 zero;
 };
 
 struct prefix {

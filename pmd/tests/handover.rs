@@ -9,7 +9,7 @@ mod netns;
 use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpQueue, QueueState};
 use fairway_pmd::steering::{self, LinkState, PortClass, Steering};
 use fairway_pmd::{Burst, Queue, Umem, UmemConfig};
-use netns::{Netns, eventually, privileged};
+use netns::{Netns, PacketSocket, eventually, privileged};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -81,14 +81,20 @@ fn adopt(left: Left) -> (AfXdp, AfXdpQueue, Steering) {
     (af_xdp, queues.remove(0), steering)
 }
 
+/// An engine's namespace and a pod's, joined by a veth, and the pod's end of it.
+fn wired() -> (Netns, Netns, PacketSocket) {
+    let (engine, pod) = (Netns::new("e"), Netns::new("p"));
+    engine.veth("va", &pod, "10.9.0.1/24", 1);
+    let wire = pod.packet_socket("eth0");
+    (engine, pod, wire)
+}
+
 #[test]
 fn packets_wait_for_the_next_image_and_every_frame_comes_home() {
     if !privileged("handing an AF_XDP socket over") {
         return;
     }
-    let (engine, pod) = (Netns::new("e"), Netns::new("p"));
-    engine.veth("va", &pod, "10.9.0.1/24", 1);
-    let wire = pod.packet_socket("eth0");
+    let (engine, _pod, wire) = wired();
     let umem = engine.run(|| {
         let left = first_image(|number| wire.send(&numbered(number)));
         assert!(steering::is_unchanged("va", &left.link.attachment));
@@ -134,9 +140,7 @@ fn a_descriptor_that_is_no_socket_is_refused() {
     if !privileged("handing an AF_XDP socket over") {
         return;
     }
-    let (engine, pod) = (Netns::new("e"), Netns::new("p"));
-    engine.veth("va", &pod, "10.9.0.1/24", 1);
-    let wire = pod.packet_socket("eth0");
+    let (engine, _pod, wire) = wired();
     engine.run(|| {
         let left = first_image(|number| wire.send(&numbered(number)));
         let file = std::fs::File::open("/dev/null").unwrap();
@@ -152,9 +156,7 @@ fn no_packet_is_lost_while_the_next_image_takes_over() {
     if !privileged("handing an AF_XDP socket over under load") {
         return;
     }
-    let (engine, pod) = (Netns::new("e"), Netns::new("p"));
-    engine.veth("va", &pod, "10.9.0.1/24", 1);
-    let wire = pod.packet_socket("eth0");
+    let (engine, _pod, wire) = wired();
     let umem = engine.run(|| {
         let left = first_image(|number| wire.send(&numbered(number)));
         let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));

@@ -337,6 +337,19 @@ impl<const ROOT: u32, const WIDTH: u32> Trie<ROOT, WIDTH> {
         }
     }
 
+    /// Changes all leaves that lie below a prefix no longer than the root's bits.
+    fn overwrite_roots(
+        &self,
+        region: &WriteRegion,
+        writer: &NodeWriter,
+        target: Target,
+        change: &impl Fn(Entry) -> Option<Entry>,
+    ) {
+        let first = self.root_of(target.key);
+        let entries = (0..1usize << (ROOT - target.len)).map(|i| first + 4 * i);
+        entries.for_each(|at| writer.overwrite(region, at, change));
+    }
+
     /// Puts a leaf into all places of a prefix that no longer prefix has. Doing it twice changes nothing. The
     /// caller has checked that the nodes are there.
     pub(crate) fn set(
@@ -355,12 +368,10 @@ impl<const ROOT: u32, const WIDTH: u32> Trie<ROOT, WIDTH> {
         if !Self::holds(len) {
             return;
         }
-        let at = self.root_of(key);
         if len <= ROOT {
-            let entries = (0..1usize << (ROOT - len)).map(|i| at + 4 * i);
-            return entries.for_each(|at| writer.overwrite(region, at, &change));
+            return self.overwrite_roots(region, writer, target, &change);
         }
-        let (mut at, mut depth, last) = (at, ROOT, Self::last_depth(len));
+        let (mut at, mut depth, last) = (self.root_of(key), ROOT, Self::last_depth(len));
         while depth <= last {
             let entry = writer.load_live(region, at);
             let skip = match entry.kind() {
@@ -440,12 +451,10 @@ impl<const ROOT: u32, const WIDTH: u32> Trie<ROOT, WIDTH> {
         if !Self::holds(len) {
             return;
         }
-        let at = self.root_of(key);
         if len <= ROOT {
-            let entries = (0..1usize << (ROOT - len)).map(|i| at + 4 * i);
-            return entries.for_each(|at| writer.overwrite(region, at, &change));
+            return self.overwrite_roots(region, writer, target, &change);
         }
-        let (mut at, mut depth, last) = (at, ROOT, Self::last_depth(len));
+        let (mut at, mut depth, last) = (self.root_of(key), ROOT, Self::last_depth(len));
         let mut path: Vec<Step> = Vec::with_capacity(8);
         while depth <= last {
             path.push((at, depth));

@@ -130,19 +130,7 @@ fn gateway(station: &Station) -> Ipv4Addr {
 fn join_station(switch: &Netns, station: &Station) -> Result<()> {
     let (netns, gateway, source) =
         (station.netns(), gateway(station).to_string(), station.pod_ip().to_string());
-    switch.ip([
-        "link",
-        "add",
-        "name",
-        POD_BRIDGE,
-        "type",
-        "bridge",
-        "stp_state",
-        "0",
-        "forward_delay",
-        "0",
-    ])?;
-    switch.ip(["link", "set", POD_BRIDGE, "up"])?;
+    switch.add_bridge(POD_BRIDGE)?;
     netns.ip(["link", "add", "eth0", "type", "veth", "peer", "name", "guest-pod", "netns", switch.name()])?;
     switch.ip(["link", "set", "guest-pod", "master", POD_BRIDGE, "up"])?;
     netns.ip(["link", "set", "eth0", "up"])?;

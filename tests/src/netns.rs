@@ -70,6 +70,15 @@ impl Netns {
         process::run(command, IP_DEADLINE)?.success()
     }
 
+    /// Adds a bridge that forwards at once, and everything: no spanning tree, no multicast snooping.
+    pub fn add_bridge(&self, name: &str) -> Result<()> {
+        let quick = ["stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"];
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "link", "add", "name", name, "type", "bridge"]).args(quick);
+        process::run(command, IP_DEADLINE)?.success()?;
+        self.ip(["link", "set", name, "up"]).map(drop)
+    }
+
     /// Calls `work` on a thread that is inside the namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let path = path_of(&self.name);

@@ -150,21 +150,7 @@ impl Testbed {
 
     fn add_switch(&mut self) -> Result<()> {
         let switch = Netns::create(&format!("{}-switch", self.name))?;
-        switch.ip([
-            "link",
-            "add",
-            "name",
-            UPLINK_BRIDGE,
-            "type",
-            "bridge",
-            "stp_state",
-            "0",
-            "forward_delay",
-            "0",
-            "mcast_snooping",
-            "0",
-        ])?;
-        switch.ip(["link", "set", UPLINK_BRIDGE, "up"])?;
+        switch.add_bridge(UPLINK_BRIDGE)?;
         self.switch = Some(switch);
         Ok(())
     }

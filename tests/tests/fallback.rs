@@ -6,17 +6,17 @@ mod common;
 
 use common::Cluster;
 use common::carrier::{BOTH, start_engine, stop_engine, traffic, wait_for_carrier};
+use common::load::{self, Streams};
 use fairway_control::names;
 use fairway_tests::engines;
 use fairway_tests::gate;
 use fairway_tests::ping::ping;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::pod::probe::ProbeSummary;
-use fairway_tests::pod::stream::{ALL_OPEN, StreamSummary};
-use fairway_tests::process::{Process, wait_for};
+use fairway_tests::pod::stream::StreamSummary;
+use fairway_tests::process::wait_for;
 use fairway_tests::report::{Figure, Report};
 use fairway_tests::testbed::STREAM_PORT;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const READY: Duration = Duration::from_secs(20);
 const DEADLINE: Duration = Duration::from_secs(60);
 const VXLAN: &str = "fairway.vxlan";
+const STREAMS: Streams =
+    Streams { count: 20, records: 70, record_bytes: 1000, interval_ms: 100, timeout_ms: 40_000 };
 const PROBE_PPS: u64 = 1000;
 const PROBE_MS: u64 = 8000;
 
@@ -84,32 +86,16 @@ fn try_service(cluster: &Cluster, timeout_ms: u64) -> (String, Duration) {
     (summary.errors.join("; "), start.elapsed())
 }
 
-fn answer<T: DeserializeOwned>(mut client: Process) -> T {
-    let ended = wait_for(&format!("the {} ends", client.name()), DEADLINE, || {
-        Ok(client.ended().map(drop).ok_or("still running".to_owned()))
-    });
-    ended.unwrap_or_else(|error| panic!("{error}"));
-    let log = client.log();
-    serde_json::from_str(log.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {log}"))
-}
-
 /// Stops both engines under connections and a probe between pods, and starts them again 2 s later.
 fn change_over_and_back(cluster: &mut Cluster) -> (StreamSummary, ProbeSummary) {
     let target = format!("{}:{STREAM_PORT}", cluster.testbed.pod(cluster.pod("web-2")).ip());
-    let args = ["streams", target.as_str(), "--count", "20", "--records", "70", "--timeout-ms", "40000"];
-    let streams = cluster.testbed.start_client(cluster.client, &args).expect("client");
-    let opened = wait_for("all streams are open", DEADLINE, || {
-        Ok(if streams.log().contains(ALL_OPEN) { Ok(()) } else { Err(streams.log()) })
-    });
-    opened.unwrap_or_else(|error| panic!("{error}"));
-    let (probed, pps, ms) = (cluster.pod_address("web-3"), PROBE_PPS.to_string(), PROBE_MS.to_string());
-    let args = ["probe", probed.as_str(), "--rate-pps", &pps, "--duration-ms", &ms];
-    let probe = cluster.testbed.start_client(cluster.client, &args).expect("client");
+    let streams = load::start_streams(cluster, &target, STREAMS);
+    let probe = load::start_probe(cluster, "web-3", PROBE_PPS, PROBE_MS);
     std::thread::sleep(Duration::from_millis(500));
     BOTH.iter().for_each(|node| stop_engine(cluster, *node));
     std::thread::sleep(Duration::from_secs(2));
     BOTH.iter().for_each(|node| start_engine(cluster, *node));
-    (answer(streams), answer(probe))
+    (load::answer(cluster, streams, DEADLINE), load::answer(cluster, probe, DEADLINE))
 }
 
 #[test]
@@ -131,17 +117,7 @@ fn the_kernel_carries_pod_traffic_while_the_engine_is_away_and_gives_it_back() {
 
     // Both engines end in order, and come back.
     let (streams, probe) = change_over_and_back(&mut cluster);
-    println!(
-        "to the kernel and back: {} of {} streams byte-exact, longest stall {} ms; probe: {} of {} lost, {} in a row, \
-         longest gap {:.1} ms",
-        streams.byte_exact,
-        streams.streams,
-        streams.longest_stall_ms,
-        probe.lost,
-        probe.sent,
-        probe.longest_loss,
-        probe.longest_gap_ms
-    );
+    println!("to the kernel and back: {}", load::told(&streams, &probe));
     let figure = |metric: &str, value: f64, unit: &str| {
         let params = json!({ "probe_pps": PROBE_PPS, "probe_ms": PROBE_MS, "engines_away_ms": 2000 });
         Figure::new("to_the_kernel_and_back", params, metric, value, unit)
@@ -154,7 +130,7 @@ fn the_kernel_carries_pod_traffic_while_the_engine_is_away_and_gives_it_back() {
         figure("longest_gap", probe.longest_gap_ms, "ms"),
     ];
     Report::of_target("test").add(&figures).expect("report");
-    assert_eq!((streams.streams, streams.byte_exact), (20, 20), "{:?}", streams.errors);
+    assert_eq!((streams.streams, streams.byte_exact), (STREAMS.count, STREAMS.count), "{:?}", streams.errors);
     // Without the kernel, the two seconds alone would lose 2,000.
     assert!(probe.lost < PROBE_PPS, "{probe:?}");
     cluster.wait_for_gateways();

@@ -5,21 +5,21 @@ mod common;
 use common::Cluster;
 use common::carrier::{BOTH, start_engine, stop_engine, wait_for_carrier};
 use common::dual_stack::{self, PORT, VIP, address, one_ping};
-use common::load;
+use common::load::{self, Streams};
 use common::pools::{flannel, ip_pool};
 use fairway_control::names;
 use fairway_tests::capture::by_encapsulation;
 use fairway_tests::gate;
 use fairway_tests::netns::Netns;
 use fairway_tests::pod::client::Summary;
-use fairway_tests::pod::stream::{ALL_OPEN, StreamSummary};
-use fairway_tests::process::Process;
+use fairway_tests::pod::stream::StreamSummary;
 use fairway_tests::snmp;
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(20);
 const DEADLINE: Duration = Duration::from_secs(60);
-const STREAMS: u64 = 20;
+const STREAMS: Streams =
+    Streams { count: 20, records: 80, record_bytes: 1000, interval_ms: 100, timeout_ms: 50_000 };
 
 fn get(cluster: &Cluster, from: &Netns, url: &str, timeout_ms: &str) -> Summary {
     let args = ["get", url, "--verify-bytes", "--no-keepalive", "--timeout-ms", timeout_ms];
@@ -59,17 +59,6 @@ fn everybody_speaks_ipv6(cluster: &Cluster, when: &str) {
     }
 }
 
-fn start_streams(cluster: &mut Cluster) -> Process {
-    let (target, count) = (format!("[{VIP}]:81"), STREAMS.to_string());
-    let args = ["streams", target.as_str(), "--count", &count, "--records", "80", "--timeout-ms", "50000"];
-    let streams = cluster.testbed.start_client(cluster.client, &args).expect("client");
-    let opened = cluster.testbed.wait("all streams are open", READY, |_| {
-        if streams.log().contains(ALL_OPEN) { Ok(()) } else { Err(streams.log()) }
-    });
-    opened.unwrap_or_else(|error| panic!("{error}"));
-    streams
-}
-
 #[test]
 fn dual_stack_pods_reach_each_other_without_engines_and_connections_to_services_outlive_that() {
     if !gate::may_run("fallback") {
@@ -78,7 +67,7 @@ fn dual_stack_pods_reach_each_other_without_engines_and_connections_to_services_
     let _alone = gate::alone();
     let (mut cluster, _servers) = dual_stack::start();
     dual_stack::write_service(&cluster, &["web-1", "web-2"]);
-    let streams = start_streams(&mut cluster);
+    let streams = load::start_streams(&cluster, &format!("[{VIP}]:81"), STREAMS);
     let resets = |cluster: &Cluster| snmp::read(cluster.testbed.pod(cluster.client).netns()).expect("snmp")["Tcp.OutRsts"];
     let before = resets(&cluster);
     BOTH.iter().for_each(|node| stop_engine(&mut cluster, *node));
@@ -97,7 +86,7 @@ fn dual_stack_pods_reach_each_other_without_engines_and_connections_to_services_
     BOTH.iter().for_each(|node| start_engine(&mut cluster, *node));
     wait_for_carrier(&mut cluster, &BOTH, "engine");
     let streams: StreamSummary = load::answer(&mut cluster, streams, DEADLINE);
-    assert_eq!((streams.streams, streams.byte_exact), (STREAMS, STREAMS), "{:?}", streams.errors);
+    assert_eq!((streams.streams, streams.byte_exact), (STREAMS.count, STREAMS.count), "{:?}", streams.errors);
     // Which they do only because these did not reach the backends.
     assert!(resets(&cluster) > before, "the client did not reset a connection that it did not know");
     cluster.stop_and_check_invariants();

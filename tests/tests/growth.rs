@@ -89,7 +89,7 @@ impl Traffic {
         load::let_kernels_forward(cluster);
         let service = load::stream_service(cluster);
         let streams = load::open_streams(cluster, &service, STREAMS);
-        Traffic { streams, probe: load::start_probe(cluster, PROBE_PPS, PROBE_MS) }
+        Traffic { streams, probe: load::start_probe(cluster, "web-2", PROBE_PPS, PROBE_MS) }
     }
 
     fn is_under_way(&mut self) -> bool {

@@ -64,7 +64,7 @@ impl Killing {
     /// One probe and the kills during it.
     fn round(&mut self, twice: bool) {
         let last_start = self.log().rfind("engine starts").unwrap_or(0);
-        let probe = load::start_probe(&self.cluster, PROBE_PPS, PROBE_MS);
+        let probe = load::start_probe(&self.cluster, "web-2", PROBE_PPS, PROBE_MS);
         std::thread::sleep(Duration::from_millis(100) + self.spread.up_to(Duration::from_millis(300)));
         let mut start = self.strike(last_start);
         if twice {

@@ -177,17 +177,10 @@ impl Cost {
     fn print(&self) {
         let Cost { blow, connections, streams, probe, icmp_errors, drops } = self;
         println!(
-            "{:<30} {connections:>7} connections; {} of {} streams byte-exact, longest stall {} ms; probe: {} of {} lost, {} in a row, \
-             longest gap {:.1} ms; {icmp_errors} ICMP errors by the node's kernel; \
+            "{:<30} {connections:>7} connections; {}; {icmp_errors} ICMP errors by the node's kernel; \
              dropped by the engine: {drops:?}",
             blow.name(),
-            streams.byte_exact,
-            streams.streams,
-            streams.longest_stall_ms,
-            probe.lost,
-            probe.sent,
-            probe.longest_loss,
-            probe.longest_gap_ms,
+            load::told(streams, probe),
         );
     }
 }
@@ -195,7 +188,7 @@ impl Cost {
 fn suffer(cluster: &mut Cluster, service: &ServiceSpec, blow: Blow, connections: u32) -> Cost {
     let streams = load::open_streams(cluster, service, STREAMS);
     let (before, dropped) = (kernels(cluster), drops(cluster));
-    let probe = load::start_probe(cluster, PROBE_PPS, PROBE_MS);
+    let probe = load::start_probe(cluster, "web-2", PROBE_PPS, PROBE_MS);
     std::thread::sleep(Duration::from_millis(500));
     blow.strike(cluster);
     let probe: ProbeSummary = load::answer(cluster, probe, DEADLINE);

@@ -7,9 +7,7 @@ use super::{Choices, ChurnError, Times, status_mib};
 use crate::pktgen::cores::on_generator_core;
 use fairway_control::core::{Core, Options};
 use fairway_control::index::Event;
-use fairway_control::masquerade::NatOptions;
 use fairway_control::object::{Kind, ObjectKey};
-use fairway_control::room::DEFAULT_MAX_MIB;
 use fairway_control::{convert, services};
 use fairway_tables::{Capacities, Ip, Writer};
 use fairway_tests::report::Figure;
@@ -22,21 +20,7 @@ const OTHERS: usize = 10;
 
 fn core(dir: &Path, cluster: Cluster) -> Result<Core, ChurnError> {
     let capacities = Capacities::default();
-    let options = Options {
-        run_dir: dir.to_owned(),
-        node: Cluster::node_name(0),
-        manifests: dir.join("no-manifests"),
-        uplink: None,
-        vni: 4096,
-        vxlan_port: 4789,
-        clamp_mss: false,
-        service_cidrs: Vec::new(),
-        kernel_fallback: false,
-        max_ports: capacities.ports,
-        max_tables_bytes: DEFAULT_MAX_MIB << 20,
-        node_port_addresses: Default::default(),
-        nat: NatOptions::default(),
-    };
+    let options = Options::alone(dir, &Cluster::node_name(0), capacities.ports);
     let mut core = Core::new(options, Writer::open(dir, capacities)?);
     core.take(Vec::new(), vec![cluster.kernel()]);
     Ok(core)

@@ -120,21 +120,7 @@ impl Drop for Netns {
 }
 
 pub(crate) fn options(run_dir: &Path) -> Options {
-    Options {
-        run_dir: run_dir.to_owned(),
-        node: "a".into(),
-        manifests: "/nowhere".into(),
-        uplink: None,
-        vni: 4096,
-        vxlan_port: 4789,
-        clamp_mss: false,
-        service_cidrs: vec![],
-        kernel_fallback: false,
-        max_ports: 64,
-        max_tables_bytes: 1 << 30,
-        node_port_addresses: Default::default(),
-        nat: Default::default(),
-    }
+    Options::alone(run_dir, "a", 64)
 }
 
 pub(crate) fn files(list: &[(&str, String)]) -> Vec<fairway_control::manifests::Scan> {

@@ -2,7 +2,8 @@
 
 use super::Cluster;
 use fairway_tests::manifests::{EndpointSpec, ServiceSpec};
-use fairway_tests::pod::stream::ALL_OPEN;
+use fairway_tests::pod::probe::ProbeSummary;
+use fairway_tests::pod::stream::{ALL_OPEN, StreamSummary};
 use fairway_tests::process::{Process, wait_for};
 use fairway_tests::testbed::STREAM_PORT;
 use serde::de::DeserializeOwned;
@@ -29,6 +30,20 @@ pub(crate) fn let_kernels_forward(cluster: &Cluster) {
         let set = node.netns().run("sysctl", &["-qw", "net.ipv4.ip_forward=1"], Duration::from_secs(10));
         set.and_then(|output| output.success()).expect("the kernel forwards");
     }
+}
+
+/// What streams and probe went through, in words.
+pub(crate) fn told(streams: &StreamSummary, probe: &ProbeSummary) -> String {
+    format!(
+        "{} of {} streams byte-exact, longest stall {} ms; probe: {} of {} lost, {} in a row, longest gap {:.1} ms",
+        streams.byte_exact,
+        streams.streams,
+        streams.longest_stall_ms,
+        probe.lost,
+        probe.sent,
+        probe.longest_loss,
+        probe.longest_gap_ms
+    )
 }
 
 /// A service in front of the servers that send streams back.
@@ -62,24 +77,29 @@ pub(crate) fn send_new_connections_to(cluster: &mut Cluster, streams: &ServiceSp
 /// is forgotten.
 pub(crate) fn open_streams(cluster: &mut Cluster, service: &ServiceSpec, streams: Streams) -> Process {
     send_new_connections_to(cluster, service, &["web-2", "web-3"]);
-    let target = format!("{}:{}", service.cluster_ip, service.port);
+    let client = start_streams(cluster, &format!("{}:{}", service.cluster_ip, service.port), streams);
+    send_new_connections_to(cluster, service, &["web-1"]);
+    client
+}
+
+/// Opens streams from the client's pod to an address and port.
+pub(crate) fn start_streams(cluster: &Cluster, target: &str, streams: Streams) -> Process {
     let Streams { count, records, record_bytes, interval_ms, timeout_ms } = streams;
     let numbers = [count, records, record_bytes, interval_ms, timeout_ms].map(|number| number.to_string());
     let [count, records, bytes, interval, timeout] = numbers.each_ref().map(String::as_str);
-    let args = ["streams", target.as_str(), "--count", count, "--records", records];
+    let args = ["streams", target, "--count", count, "--records", records];
     let pace = ["--record-bytes", bytes, "--interval-ms", interval, "--timeout-ms", timeout];
     let client = cluster.testbed.start_client(cluster.client, &[args, pace].concat()).expect("client");
     let opened = wait_for("all streams are open", OPENING, || {
         Ok(if client.log().contains(ALL_OPEN) { Ok(()) } else { Err(client.log()) })
     });
     opened.unwrap_or_else(|error| panic!("{error}"));
-    send_new_connections_to(cluster, service, &["web-1"]);
     client
 }
 
-/// Starts datagrams to web-2 and back, at an even rate.
-pub(crate) fn start_probe(cluster: &Cluster, rate_pps: u64, duration_ms: u64) -> Process {
-    let (probed, pps, ms) = (cluster.pod_address("web-2"), rate_pps.to_string(), duration_ms.to_string());
+/// Starts datagrams to a pod and back, at an even rate.
+pub(crate) fn start_probe(cluster: &Cluster, pod: &str, rate_pps: u64, duration_ms: u64) -> Process {
+    let (probed, pps, ms) = (cluster.pod_address(pod), rate_pps.to_string(), duration_ms.to_string());
     let args = ["probe", probed.as_str(), "--rate-pps", &pps, "--duration-ms", &ms];
     cluster.testbed.start_client(cluster.client, &args).expect("client")
 }

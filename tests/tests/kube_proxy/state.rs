@@ -123,15 +123,6 @@ impl State {
         questions
     }
 
-    /// In which way Fairway is known to differ here.
-    pub(crate) fn known_difference(&self, question: &Question) -> Option<&'static str> {
-        if question.target.port() == NO_PORT {
-            return Some("a port that a Service's address does not have is not refused");
-        }
-        let is_nobody6 = question.target.ip() == service_ip(false, NOBODY);
-        is_nobody6.then_some("an IPv6 address that no Service has is refused at times")
-    }
-
     /// Where the same Service is asked without session affinity, if this one has it.
     pub(crate) fn twin(&self, question: &Question) -> Option<Question> {
         let has_affinity = |object: &&Value| {
@@ -145,6 +136,16 @@ impl State {
         };
         Some(Question { target: SocketAddr::new(ip, question.target.port()), ..*question })
     }
+}
+
+/// Whether a Service's address is asked for a port that it does not have.
+pub(crate) fn is_no_port(question: &Question) -> bool {
+    question.target.port() == NO_PORT
+}
+
+/// Whether an IPv6 address among the Services' is asked that no Service has.
+pub(crate) fn is_nobody6(question: &Question) -> bool {
+    question.target.ip() == service_ip(false, NOBODY)
 }
 
 fn ips(list: &Value) -> impl Iterator<Item = IpAddr> {

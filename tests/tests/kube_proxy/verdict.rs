@@ -1,6 +1,6 @@
 //! What became of a connection, and whether Fairway's verdict is kube-proxy's.
 
-use crate::state::State;
+use crate::state::{State, is_no_port, is_nobody6};
 use fairway_tests::pod::witness::{Answer, Question};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +93,7 @@ impl Differences {
                 None => our == their,
             };
             *self.seen.entry(their.name()).or_default() += 1;
-            if !agrees && let Some(known) = state.known_difference(question) {
+            if !agrees && let Some(known) = known_difference(question, their, our) {
                 *self.known.entry(known).or_default() += 1;
                 continue;
             }
@@ -120,6 +120,23 @@ impl Differences {
             "{} questions, of which kube-proxy {:?}; known differences {:?}",
             self.asked, self.seen, self.known
         )
+    }
+}
+
+/// In which way Fairway is known to differ here; nothing but these verdicts is excused.
+fn known_difference(question: &Question, their: &Verdict, our: &Verdict) -> Option<&'static str> {
+    match (their, our) {
+        (Verdict::Refused, Verdict::Dropped) if is_no_port(question) => {
+            Some("a port that a Service's address does not have is not refused")
+        }
+        // Over IPv6 a kernel refuses it, as often as the limit on its ICMP errors allows.
+        (Verdict::Refused, Verdict::Mixed) if is_no_port(question) && question.target.is_ipv6() => {
+            Some("a port that a Service's IPv6 address does not have is refused at times")
+        }
+        (Verdict::Dropped, Verdict::Mixed | Verdict::Refused) if is_nobody6(question) => {
+            Some("an IPv6 address that no Service has is refused at times")
+        }
+        _ => None,
     }
 }
 

@@ -7,15 +7,14 @@ use fairway_control::core::{Core, Options};
 use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
 use fairway_control::kernel::Update;
 use fairway_control::manifests::Look;
-use fairway_control::masquerade::NatOptions;
 use fairway_control::names;
-use fairway_control::room::DEFAULT_MAX_MIB;
 use fairway_pmd::Umem;
 use fairway_pmd::memory::MemoryPeer;
 use fairway_tables::{Capacities, Ip, Mac, PortId, Prefix, Tables};
 use fairway_tests::node::{UPLINK, UPLINK_MTU};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 const VNI: u32 = 4096;
 const VXLAN_PORT: u16 = 4789;
@@ -83,21 +82,8 @@ impl Node {
     ) -> Result<Node> {
         let capacities = Capacities { ports: MAX_PORTS as u32, ..Capacities::default() };
         let (writer, readers) = Tables::heap(capacities);
-        let options = Options {
-            run_dir: std::path::PathBuf::new(),
-            node: address.name.clone(),
-            manifests: std::path::PathBuf::new(),
-            uplink: None,
-            vni: VNI,
-            vxlan_port: VXLAN_PORT,
-            clamp_mss: false,
-            service_cidrs: Vec::new(),
-            kernel_fallback: false,
-            max_ports: capacities.ports,
-            max_tables_bytes: DEFAULT_MAX_MIB << 20,
-            node_port_addresses: Default::default(),
-            nat: NatOptions::default(),
-        };
+        let alone = Options::alone(Path::new(""), &address.name, capacities.ports);
+        let options = Options { vni: VNI, vxlan_port: VXLAN_PORT, ..alone };
         let mut core = Core::new(options, writer);
         let facts = kernel_facts(&address, others, host_mac, &devices);
         core.take(Vec::new(), vec![Update::Listing(facts, Vec::new())]);
