@@ -6,11 +6,12 @@
 //! starts; flow entries, which are what a million flows are about, are where the CPU's caches left them.
 
 use crate::alloc;
+use fairway_dataplane::stages::Stages;
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::{ETH_LEN, be16, proto, vxlan};
 use fairway_dataplane::{clock, process};
 use fairway_pmd::{Burst, MAX_BURST};
-use fairway_tables::stats::Counter;
+use fairway_tables::stats::{Counter, Stage};
 use fairway_tables::{Capacities, NextHopKind, PortId, Tables, Writer};
 
 /// Client pods on the node.
@@ -241,6 +242,7 @@ impl Scenario {
             }
         }
         self.first_packet_clocks = clocks as f64 / self.flows as f64;
+        self.world.worker.stages = Stages::new();
         assert_eq!(self.world.worker.counters.all_drops(), 0, "the benchmark's packets all pass");
     }
 
@@ -256,9 +258,9 @@ impl Scenario {
             rx.push(frame);
         }
         let World { reader, worker, now, cache, tx, .. } = &mut self.world;
-        let start = clock::tsc();
+        let start = clock::tsc_fenced();
         process(&mut rx, PortId(port), reader.view(), worker, *now, cache, tx);
-        let clocks = clock::tsc() - start;
+        let clocks = clock::tsc_fenced() - start;
         reader.quiescent();
         tx.flush(|_, burst| {
             for frame in burst.drain(..) {
@@ -276,16 +278,16 @@ impl Scenario {
         ((u128::from(self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)) * bound as u128) >> 64) as usize
     }
 
-    /// Processes `bursts` full bursts of flows in random order.
-    pub fn round(&mut self, bursts: usize) -> Round {
+    /// Processes `bursts` bursts of `len` packets each, at most [`MAX_BURST`], of flows in random order.
+    pub fn round(&mut self, bursts: usize, len: usize) -> Round {
         let (mut clocks, mut allocations) = (0, 0);
         for _ in 0..bursts {
             let chosen = self.choose();
             let before = alloc::allocations();
-            clocks += self.burst(&chosen);
+            clocks += self.burst(&chosen[..len]);
             allocations += alloc::allocations() - before;
         }
-        let packets = (bursts * MAX_BURST) as f64;
+        let packets = (bursts * len) as f64;
         Round {
             clocks_per_packet: clocks as f64 / packets,
             allocations_per_packet: allocations as f64 / packets,
@@ -333,6 +335,15 @@ impl Scenario {
     pub fn miss_share(&self) -> f64 {
         let counters = &self.world.worker.counters;
         counters.get(Counter::FlowMisses) as f64 / counters.get(Counter::RxPackets) as f64
+    }
+
+    /// Nanoseconds per packet of each step, as the engine itself measures them in one burst of sixteen: means over
+    /// all rounds.
+    pub fn steps(&self) -> [(Stage, f64); 3] {
+        [Stage::Parse, Stage::FlowLookup, Stage::Rewrite].map(|stage| {
+            let summary = self.world.worker.stages.summary(stage);
+            (stage, summary.sum_ns as f64 / summary.count.max(1) as f64)
+        })
     }
 
     /// Ends the scenario, and checks invariants I1 and I2.

@@ -20,6 +20,27 @@ pub fn tsc() -> u64 {
     }
 }
 
+/// As [`tsc`], read after everything before it is done and before anything after it begins. For measuring what takes less
+/// than a few hundred clocks, of which the processor overlaps what lies on both sides.
+#[inline(always)]
+pub fn tsc_fenced() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: fences and RDTSC change nothing.
+    unsafe {
+        use std::arch::x86_64::{_mm_lfence, _mm_mfence};
+        _mm_mfence();
+        _mm_lfence();
+        let clocks = tsc();
+        _mm_lfence();
+        clocks
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        tsc()
+    }
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC`: time since boot, the same for every process.
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -13,7 +13,7 @@ const MAX_NS: u64 = 1_000_000_000;
 /// A worker's histograms. Recording neither allocates nor fails.
 pub struct Stages {
     histograms: [Histogram<u64>; Stage::COUNT],
-    sums_ns: [u64; Stage::COUNT],
+    sums_ns: [f64; Stage::COUNT],
     ns_per_clock: f64,
     bursts: u32,
     timed: bool,
@@ -26,7 +26,7 @@ impl Stages {
         let histogram = || Histogram::new_with_bounds(1, MAX_NS, 2).expect("the bounds are valid");
         Stages {
             histograms: std::array::from_fn(|_| histogram()),
-            sums_ns: [0; Stage::COUNT],
+            sums_ns: [0.0; Stage::COUNT],
             ns_per_clock: 1.0 / clock::tsc_per_ns(),
             bursts: 0,
             timed: false,
@@ -49,7 +49,7 @@ impl Stages {
     pub fn lap(&mut self, stage: Stage, packets: usize) {
         if self.timed {
             let now = clock::tsc();
-            self.record(stage, (now - self.last) / packets.max(1) as u64);
+            self.record(stage, (now - self.last) as f64 / packets.max(1) as f64);
             self.last = now;
         }
     }
@@ -64,14 +64,14 @@ impl Stages {
     #[inline(always)]
     pub fn since(&mut self, stage: Stage, start: Option<u64>) {
         if let Some(start) = start {
-            self.record(stage, clock::tsc() - start);
+            self.record(stage, (clock::tsc() - start) as f64);
         }
     }
 
     /// Records a cost in clocks.
-    pub fn record(&mut self, stage: Stage, clocks: u64) {
-        let ns = (clocks as f64 * self.ns_per_clock) as u64;
-        self.histograms[stage as usize].saturating_record(ns.clamp(1, MAX_NS));
+    pub fn record(&mut self, stage: Stage, clocks: f64) {
+        let ns = clocks * self.ns_per_clock;
+        self.histograms[stage as usize].saturating_record((ns as u64).clamp(1, MAX_NS));
         self.sums_ns[stage as usize] += ns;
     }
 
@@ -80,7 +80,7 @@ impl Stages {
         let histogram = &self.histograms[stage as usize];
         StageSummary {
             count: histogram.len(),
-            sum_ns: self.sums_ns[stage as usize],
+            sum_ns: self.sums_ns[stage as usize] as u64,
             p50_ns: histogram.value_at_quantile(0.5),
             p99_ns: histogram.value_at_quantile(0.99),
             max_ns: histogram.max(),

@@ -209,7 +209,7 @@ impl Worker {
                 run.idle_since = None;
                 self.state.counters.add(Counter::BusyLoops, 1);
                 if run.loops.is_multiple_of(u64::from(crate::stages::SAMPLE)) {
-                    self.state.stages.record(Stage::Loop, clock::tsc() - start);
+                    self.state.stages.record(Stage::Loop, (clock::tsc() - start) as f64);
                 }
             }
             self.housekeep(&mut run);

@@ -5,6 +5,7 @@ use fairway_bench::alloc::Counting;
 use fairway_bench::connections;
 use fairway_bench::engine::{Case, Round, Scenario};
 use fairway_dataplane::clock;
+use fairway_pmd::MAX_BURST;
 use fairway_tests::report::{Figure, Report};
 use std::process::ExitCode;
 
@@ -24,9 +25,18 @@ struct Args {
     /// Rounds over all cases; medians are reported
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Bursts of 64 packets per case and round
+    /// Bursts per case and round
     #[arg(long, default_value_t = 8_000)]
     bursts: usize,
+    /// Cases by name; all if none is given
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Report the best round of each case instead of the median: on a machine that others use, too
+    #[arg(long)]
+    best: bool,
+    /// Packets in a burst
+    #[arg(long, default_value_t = MAX_BURST)]
+    burst: usize,
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -34,21 +44,27 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Medians of one scenario.
+/// What all rounds of one scenario come to.
 struct Measured {
     case: Case,
     clocks: f64,
     ns: f64,
     allocations: f64,
     first_packet_ns: f64,
+    /// Nanoseconds per packet of the steps: parse, look up, rewrite and put out.
+    steps_ns: [f64; 3],
 }
 
 impl Measured {
     fn print(&self, flows: usize, name: &str) {
-        let Measured { clocks, ns, allocations, first_packet_ns, .. } = self;
+        let Measured {
+            clocks, ns, allocations, first_packet_ns, steps_ns: [parse, look_up, rewrite], ..
+        } = self;
         // With few flows this is the time of the first page faults.
         let first = if flows < 1000 { "–".to_owned() } else { format!("{first_packet_ns:.0} ns") };
-        println!("{name:22} {flows:>9} {ns:>10.1} {clocks:>10.0} {allocations:>9.3} {first:>12}");
+        println!(
+            "{name:22} {flows:>9} {ns:>10.1} {clocks:>10.0} {allocations:>9.3} {first:>12} {parse:>6.1} {look_up:>6.1} {rewrite:>6.1}"
+        );
     }
 
     fn add_to(&self, figures: &mut Vec<Figure>, flows: usize, params: serde_json::Value) {
@@ -68,17 +84,19 @@ fn measure(args: &Args, mut scenarios: Vec<Scenario>) -> Vec<Measured> {
     let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); scenarios.len()];
     for _ in 0..args.rounds {
         for (scenario, rounds) in scenarios.iter_mut().zip(&mut rounds) {
-            rounds.push(scenario.round(args.bursts));
+            rounds.push(scenario.round(args.bursts, args.burst));
         }
     }
     let measured = |(scenario, rounds): (Scenario, Vec<Round>)| {
-        let clocks = median(rounds.iter().map(|round| round.clocks_per_packet).collect());
+        let clocks = rounds.iter().map(|round| round.clocks_per_packet);
+        let clocks = if args.best { clocks.fold(f64::INFINITY, f64::min) } else { median(clocks.collect()) };
         let result = Measured {
             case: scenario.case,
             clocks,
             ns: clocks / clocks_per_ns,
             allocations: median(rounds.iter().map(|round| round.allocations_per_packet).collect()),
             first_packet_ns: scenario.first_packet_clocks / clocks_per_ns,
+            steps_ns: scenario.steps().map(|(_, ns)| ns),
         };
         scenario.finish();
         result
@@ -86,25 +104,45 @@ fn measure(args: &Args, mut scenarios: Vec<Scenario>) -> Vec<Measured> {
     scenarios.into_iter().zip(rounds).map(measured).collect()
 }
 
+/// Cases by their names, all if there are none; `None` if a name is unknown.
+fn cases(names: &[String]) -> Option<Vec<Case>> {
+    if names.is_empty() {
+        return Some(Case::ALL.to_vec());
+    }
+    names.iter().map(|name| Case::ALL.into_iter().find(|case| case.name() == name)).collect()
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.flows.iter().any(|flows| *flows == 0 || *flows > 2_000_000)
         || args.rounds == 0
         || args.bursts == 0
+        || !(1..=MAX_BURST).contains(&args.burst)
     {
-        eprintln!("bench-engine: --flows takes 1 to 2000000, --rounds and --bursts at least 1");
+        eprintln!(
+            "bench-engine: --flows takes 1 to 2000000, --rounds and --bursts at least 1, --burst 1 to 64"
+        );
         return ExitCode::FAILURE;
     }
+    let Some(cases) = cases(&args.cases) else {
+        let names: Vec<_> = Case::ALL.iter().map(|case| case.name()).collect();
+        eprintln!("bench-engine: --cases takes {}", names.join(", "));
+        return ExitCode::FAILURE;
+    };
     let clocks_per_ns = clock::tsc_per_ns();
-    println!("process() over the memory driver, one worker, 64-byte packets, bursts of 64, random flows");
-    println!("TSC {clocks_per_ns:.2} GHz, {} rounds of {} packets, medians\n", args.rounds, args.bursts * 64);
+    let (burst, packets) = (args.burst, args.bursts * args.burst);
+    let of_rounds = if args.best { "the best" } else { "medians" };
+    println!(
+        "process() over the memory driver, one worker, 64-byte packets, bursts of {burst}, random flows"
+    );
+    println!("TSC {clocks_per_ns:.2} GHz, {} rounds of {packets} packets, {of_rounds}\n", args.rounds);
     let mut figures = Vec::new();
     println!(
-        "{:22} {:>9} {:>10} {:>10} {:>9} {:>12}",
-        "case", "flows", "ns/packet", "clocks", "allocs", "first packet"
+        "{:22} {:>9} {:>10} {:>10} {:>9} {:>12} {:>6} {:>6} {:>6}",
+        "case", "flows", "ns/packet", "clocks", "allocs", "first packet", "parse", "find", "write"
     );
     for flows in &args.flows {
-        let scenarios = Case::ALL.iter().map(|case| Scenario::new(*case, *flows)).collect();
+        let scenarios = cases.iter().map(|case| Scenario::new(*case, *flows)).collect();
         for result in measure(&args, scenarios) {
             result.print(*flows, result.case.name());
             result.add_to(&mut figures, *flows, serde_json::json!({ "flows": flows }));

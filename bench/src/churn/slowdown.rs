@@ -6,6 +6,7 @@ use super::{Choices, ChurnError};
 use crate::engine::{Case, Scenario};
 use crate::pktgen::cores::cores;
 use fairway_dataplane::clock;
+use fairway_pmd::MAX_BURST;
 use fairway_tables::{Backend, Ip, Op, Service, ServiceKey, Writer};
 use fairway_tests::report::Figure;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -128,7 +129,7 @@ pub fn run(rounds: usize, bursts: usize) -> Result<Vec<Figure>, ChurnError> {
         writer.apply(&[change(service, 0)]).map_err(|error| ChurnError::Broken(error.to_string()))?;
     }
     // The new services are noted, and every flow is fresh again.
-    scenario.round(bursts);
+    scenario.round(bursts, MAX_BURST);
     scenario.look_as_workers_do();
     let churner = Churner::start(writer);
     let (_, core) = cores();

@@ -7,6 +7,7 @@ use crate::pktgen::device::DeviceError;
 use crate::pktgen::rfc2544::stats::Sample;
 use core_affinity::CoreId;
 use fairway_dataplane::clock;
+use fairway_pmd::MAX_BURST;
 use fairway_tests::report::{Figure, Report};
 use serde_json::json;
 use std::sync::Barrier;
@@ -79,7 +80,8 @@ pub fn run(args: &CostArgs) -> Result<(), CliError> {
 /// Median nanoseconds per packet of one worker.
 fn one(args: &CostArgs, case: Case, flows: u32, services: u32) -> f64 {
     let mut scenario = Scenario::with_services(case, flows as usize, services);
-    let rounds: Vec<f64> = (0..args.rounds).map(|_| scenario.round(args.bursts).clocks_per_packet).collect();
+    let rounds: Vec<f64> =
+        (0..args.rounds).map(|_| scenario.round(args.bursts, MAX_BURST).clocks_per_packet).collect();
     scenario.finish();
     Sample::of(&rounds).median / clock::tsc_per_ns()
 }
@@ -93,7 +95,7 @@ fn at_once(args: &CostArgs, cores: &[usize]) -> Result<f64, DeviceError> {
         let mut scenario = Scenario::with_services(Case::ServiceVxlan, FLOWS as usize, SERVICES);
         start.wait();
         let rounds: Vec<f64> =
-            (0..args.rounds).map(|_| scenario.round(args.bursts).clocks_per_packet).collect();
+            (0..args.rounds).map(|_| scenario.round(args.bursts, MAX_BURST).clocks_per_packet).collect();
         scenario.finish();
         Sample::of(&rounds).median / clock::tsc_per_ns()
     };
