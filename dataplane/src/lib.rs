@@ -45,6 +45,8 @@ pub mod testkit;
 #[cfg(not(loom))]
 pub mod tx;
 #[cfg(not(loom))]
+mod usual;
+#[cfg(not(loom))]
 mod walk;
 pub mod wire;
 #[cfg(not(loom))]

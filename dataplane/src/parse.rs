@@ -4,6 +4,7 @@
 //! rewrite without further checks of its lengths.
 
 use crate::flow::FlowKey;
+use crate::usual::Usual;
 use crate::wire::{
     self, ETH_LEN, TCP_LEN, UDP_LEN, be16, ecn, icmp, ipv4, proto, raw32, sctp, tcp_flags, vxlan,
 };
@@ -30,18 +31,25 @@ pub struct Ingress {
     pub udp_tunnel_port: u16,
     /// What else the uplink takes: bits of [`Settings`].
     pub takes: u32,
+    pub(crate) usual: Usual,
 }
 
 impl Ingress {
     /// The context of one port under the node's settings; `None` if the record makes no sense.
     pub fn new(id: PortId, port: &Port, settings: &Settings) -> Option<Ingress> {
+        let kind = port.kind()?;
+        let node_ip = settings.node_ip.as_v4().map_or(0, u32::from_ne_bytes);
+        let vxlan = Vxlan { vni: settings.vni, udp_port: settings.vxlan_port, vtep_mac: settings.vtep_mac };
+        let macs = [port.mac, if kind == PortKind::Uplink { port.mac } else { settings.gateway_mac }];
+        let other_tunnels = [settings.second_vxlan.udp_port, settings.udp_tunnel_port];
         Some(Ingress {
-            kind: port.kind()?,
+            kind,
             port: id,
             mac: port.mac,
             gateway_mac: settings.gateway_mac,
-            node_ip: settings.node_ip.as_v4().map_or(0, u32::from_ne_bytes),
-            vxlan: Vxlan { vni: settings.vni, udp_port: settings.vxlan_port, vtep_mac: settings.vtep_mac },
+            node_ip,
+            vxlan,
+            usual: Usual::new(macs, node_ip, &vxlan, other_tunnels),
             second_vxlan: settings.second_vxlan,
             udp_tunnel_port: settings.udp_tunnel_port,
             takes: settings.takes,
@@ -62,7 +70,7 @@ pub enum Part {
 }
 
 /// A packet that belongs, or may belong, to a flow.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Parsed {
     /// What identifies the flow.
     pub key: FlowKey,
@@ -107,10 +115,24 @@ pub enum Class {
 /// this size costs more than parsing, because the processor cannot forward such narrow stores to the wide loads of a copy.
 #[inline(always)]
 pub fn parse(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Class {
+    match parse_usual(frame, ingress, parsed) {
+        Some(_) => Class::Flow,
+        None => parse_unusual(frame, ingress, parsed),
+    }
+}
+
+/// The first part of [`parse`]: packets of a flow that look like most. `None`: anything else, and `parsed` holds nothing.
+#[inline(always)]
+pub(crate) fn parse_usual(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Option<FlowKey> {
+    ingress.usual.read(frame, ingress.kind == PortKind::Uplink, ingress.port.0, parsed)
+}
+
+/// The second part of [`parse`], for packets of any shape.
+#[inline(never)]
+pub(crate) fn parse_unusual(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Class {
     classify(frame, ingress, parsed).unwrap_or_else(Class::Drop)
 }
 
-#[inline(always)]
 fn classify(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<Class, DropReason> {
     if ingress.kind == PortKind::Uplink {
         return from_uplink(frame, ingress, parsed);

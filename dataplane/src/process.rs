@@ -20,7 +20,7 @@ use crate::exception::{self, Answer};
 use crate::family::Parcel;
 use crate::flow::{Binding, Flow, FlowEntry6, FlowKey, Templates};
 use crate::icmp_error;
-use crate::parse::{Class, Ingress, Parsed, parse};
+use crate::parse::{Class, Ingress, Parsed, parse, parse_unusual, parse_usual};
 use crate::parse6::{Class6, parse6};
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
@@ -57,53 +57,56 @@ pub fn process(
 
     worker.stages.begin();
     let burst_start = worker.stages.start();
-    let mut packets = [Packet::default(); MAX_BURST];
+    let mut scratch = worker.scratch.take().unwrap_or_default();
+    let packets = &mut scratch.0[..count];
     let mut sixes = Sixes::new();
-    for (frame, packet) in rx.iter_mut().zip(&mut packets) {
-        packet.class = parse(frame.bytes(), &port, &mut packet.parsed);
-        if packet.class == Class::Marked {
-            packet.class = unmark(frame, &port, &mut packet.parsed);
-        }
-        if packet.class == Class::Flow {
-            packet.hash = packet.parsed.key.hash(worker.flows.seed());
+    for (frame, packet) in rx.iter_mut().zip(&mut *packets) {
+        if let Some(key) = parse_usual(frame.bytes(), &port, &mut packet.parsed) {
+            packet.class = Class::Flow;
+            packet.hash = key.hash(worker.flows.seed());
             worker.flows.prefetch(packet.hash);
-        } else if packet.class == Class::Ipv6 {
-            packet.hash = sixes.parse(worker, &port, frame, &packet.parsed);
+        } else {
+            unusual(frame, &port, packet, worker, &mut sixes);
         }
     }
     worker.stages.lap(Stage::Parse, count);
 
-    let mut slots: ArrayVec<Option<usize>, MAX_BURST> = ArrayVec::new();
-    for packet in &packets[..count] {
-        slots.push(match packet.class {
+    for packet in &mut *packets {
+        packet.slot = match packet.class {
             Class::Flow => worker.flows.find(packet.hash, &packet.parsed.key),
             _ => None,
-        });
+        };
     }
     worker.stages.lap(Stage::FlowLookup, count);
 
     let mut run = Run { worker, tables, port: &port, now, cache, tx, hits: 0 };
-    let mut sixes = sixes.0.iter();
-    for ((mut frame, Packet { class, parsed, hash }), slot) in rx.drain(..).zip(&packets).zip(&slots) {
-        let verdict = match class {
-            Class::Flow => run.flow(parsed, *hash, *slot, &mut frame),
-            Class::Ipv6 => {
-                run.six(sixes.next(), *hash, frame);
-                continue;
+    // Hits first, in place: what a miss changes, it changes when no look-up of this burst is needed any more. And a
+    // frame moves to its batch when what was written to its handle has long left the store buffer.
+    for (frame, packet) in rx.iter_mut().zip(&mut *packets) {
+        packet.fate = match packet.slot.and_then(|slot| run.hit(&packet.parsed, slot, frame)) {
+            Some(Ok(port)) => {
+                packet.out_port = port;
+                Fate::Leaves
             }
-            Class::Single => run.single(*parsed, &mut frame),
-            Class::Fragment => {
-                run.fragment(*parsed, frame);
-                continue;
-            }
-            Class::Arp => exception::answer_arp(&mut frame, &port).map(|Answer| ingress.0),
-            Class::Drop(reason) => Err(*reason),
-            // Carried over above; one that still bears its mark was not.
-            Class::Marked => Err(DropReason::EcnLost),
+            Some(Err(reason)) => Fate::Refused(reason),
+            None => Fate::Open,
         };
-        run.finish(verdict, frame);
     }
+    let mut sixes = sixes.0.iter();
+    let mut frames = rx.drain(..);
+    for packet in &*packets {
+        // A frame is taken where it is put and nowhere before: in between it would be stored in halves and loaded whole.
+        if packet.fate == Fate::Leaves
+            && let Some(batch) = run.tx.room(packet.out_port)
+        {
+            batch.extend(frames.next());
+        } else if let Some(frame) = frames.next() {
+            run.other(packet, &mut sixes, frame);
+        }
+    }
+    drop(frames);
     let hits = run.hits;
+    worker.scratch = Some(scratch);
     worker.stages.lap(Stage::Rewrite, count);
     worker.stages.since(Stage::Burst, burst_start);
     worker.counters.add(Counter::FlowHits, hits);
@@ -118,6 +121,31 @@ fn unmark(frame: &mut Frame, port: &Ingress, parsed: &mut Parsed) -> Class {
     }
 }
 
+/// Classifies a packet that does not look like most.
+#[cold]
+fn unusual(frame: &mut Frame, port: &Ingress, packet: &mut Packet, worker: &WorkerState, sixes: &mut Sixes) {
+    packet.class = parse_unusual(frame.bytes(), port, &mut packet.parsed);
+    if packet.class == Class::Marked {
+        packet.class = unmark(frame, port, &mut packet.parsed);
+    }
+    if packet.class == Class::Flow {
+        packet.hash = packet.parsed.key.hash(worker.flows.seed());
+        worker.flows.prefetch(packet.hash);
+    } else if packet.class == Class::Ipv6 {
+        packet.hash = sixes.parse(worker, port, frame, &packet.parsed);
+    }
+}
+
+/// What the steps of a burst learn about its packets. It stays from burst to burst, since to clear it would cost a small
+/// burst more than to use it.
+pub(crate) struct Scratch([Packet; MAX_BURST]);
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch([Packet::default(); MAX_BURST])
+    }
+}
+
 /// What the steps of a burst learn about a packet, one after the other.
 #[derive(Clone, Copy)]
 struct Packet {
@@ -125,11 +153,34 @@ struct Packet {
     parsed: Parsed,
     /// Of the flow's key, whatever the family; 0 where there is none.
     hash: u64,
+    /// Where its flow was found.
+    slot: Option<usize>,
+    fate: Fate,
+    /// The port through which it leaves, if it does.
+    out_port: u16,
+}
+
+/// What the first pass over the hits made of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Nothing: it is no hit.
+    Open,
+    /// It is ready to leave.
+    Leaves,
+    /// It cannot go as it is.
+    Refused(DropReason),
 }
 
 impl Default for Packet {
     fn default() -> Packet {
-        Packet { class: Class::Arp, parsed: Parsed::default(), hash: 0 }
+        Packet {
+            class: Class::Arp,
+            parsed: Parsed::default(),
+            hash: 0,
+            slot: None,
+            fate: Fate::Open,
+            out_port: 0,
+        }
     }
 }
 
@@ -198,17 +249,47 @@ impl Run<'_> {
         slot: Option<usize>,
         frame: &mut Frame,
     ) -> Result<u16, DropReason> {
-        let verdict = match slot {
-            Some(slot) if serves(self.worker, slot, packet, self.now) => {
-                self.hits += 1;
-                forward_by(self.worker, frame, packet, slot)
-            }
-            _ => self.miss(packet, hash, frame),
-        };
-        match verdict {
+        let hit = slot.and_then(|slot| self.hit(packet, slot, frame));
+        match hit.unwrap_or_else(|| self.miss(packet, hash, frame)) {
             Err(reason) => self.refused(packet, hash, reason, frame),
             ok => ok,
         }
+    }
+
+    /// A packet that is no hit of an IPv4 flow, or one that cannot go as it is.
+    #[inline(never)]
+    fn other(&mut self, packet: &Packet, sixes: &mut std::slice::Iter<'_, Class6>, mut frame: Frame) {
+        let Packet { class, parsed, hash, fate, out_port, .. } = packet;
+        let verdict = match class {
+            Class::Flow => match fate {
+                Fate::Leaves => Ok(*out_port),
+                Fate::Refused(reason) => self.refused(parsed, *hash, *reason, &mut frame),
+                Fate::Open => self.flow(parsed, *hash, None, &mut frame),
+            },
+            Class::Ipv6 => return self.six(sixes.next(), *hash, frame),
+            Class::Single => self.single(*parsed, &mut frame),
+            Class::Fragment => return self.fragment(*parsed, frame),
+            Class::Arp => exception::answer_arp(&mut frame, self.port).map(|Answer| self.port.port.0),
+            Class::Drop(reason) => Err(*reason),
+            // Carried over above; one that still bears its mark was not.
+            Class::Marked => Err(DropReason::EcnLost),
+        };
+        self.finish(verdict, frame);
+    }
+
+    /// Rewrites a packet whose flow was found in `slot`; `None` if it needs the walk all the same.
+    #[inline(always)]
+    fn hit<P: Parcel>(
+        &mut self,
+        packet: &P,
+        slot: usize,
+        frame: &mut Frame,
+    ) -> Option<Result<u16, DropReason>> {
+        if !serves(self.worker, slot, packet, self.now) {
+            return None;
+        }
+        self.hits += 1;
+        Some(forward_by(self.worker, frame, packet, slot))
     }
 
     /// A packet that cannot go as it is: it is cut up if that is all it takes, or its sender told, where that is due.
@@ -288,7 +369,6 @@ impl Run<'_> {
     }
 
     /// Puts a frame into the batch of its output port, or counts why it is dropped.
-    #[inline(always)]
     pub(crate) fn finish(&mut self, verdict: Result<u16, DropReason>, frame: Frame) {
         let (reason, frame) = match verdict {
             Ok(port) => match self.tx.push(port, frame) {
@@ -308,8 +388,7 @@ impl Run<'_> {
 fn serves<P: Parcel>(worker: &mut WorkerState, slot: usize, packet: &P, now: Now) -> bool {
     let (flows, conntrack, freshness) = P::parts(worker);
     let entry = flows.entry(slot);
-    // An insert earlier in this burst may have put another flow into this place.
-    if !freshness.is_fresh(entry.binding()) || entry.key() != packet.key() {
+    if !freshness.is_fresh(entry.binding()) {
         return false;
     }
     let control = packet.tcp_flags() & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);

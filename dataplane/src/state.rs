@@ -9,6 +9,7 @@ use crate::fragment::{Bin, Fragments};
 use crate::freshness::Freshness;
 use crate::icmp_error::Limiter;
 use crate::parse::Ingress;
+use crate::process::Scratch;
 use crate::stages::Stages;
 use fairway_pmd::FrameCache;
 use fairway_tables::stats::Counter;
@@ -44,6 +45,8 @@ pub struct WorkerState {
     ports: Vec<Option<Ingress>>,
     random: u64,
     conntrack_cursor: u32,
+    /// Room for what is learnt about the packets of a burst; absent while one is processed.
+    pub(crate) scratch: Option<Box<Scratch>>,
 }
 
 impl WorkerState {
@@ -66,6 +69,7 @@ impl WorkerState {
             ports: vec![None; ports],
             random: crate::random_seed() | 1,
             conntrack_cursor: crate::random_seed() as u32,
+            scratch: Some(Box::default()),
         }
     }
 

@@ -63,14 +63,31 @@ impl TxBatches {
         self.batches.get(port.index()).is_some_and(Option::is_some)
     }
 
-    /// Appends a frame to its port's batch; gives it back if the port is not open or the batch full.
+    /// The batch of a port, with a place for the next frame, which the caller puts in; `None` if the port is not open or
+    /// nothing is free before the batch's overflow.
     #[inline(always)]
-    pub fn push(&mut self, port: u16, frame: Frame) -> Result<(), Frame> {
-        let Some(Some(batch)) = self.batches.get_mut(usize::from(port)) else { return Err(frame) };
+    pub(crate) fn room(&mut self, port: u16) -> Option<&mut Burst> {
+        let Some(Some(batch)) = self.batches.get_mut(usize::from(port)) else { return None };
+        if batch.burst.is_full() {
+            return None;
+        }
         if batch.burst.is_empty() {
             self.active.push(port);
         }
-        batch.burst.try_push(frame).or_else(|full| batch.push_over(full.element()))
+        Some(&mut batch.burst)
+    }
+
+    /// Appends a frame to its port's batch; gives it back if the port is not open or the batch full.
+    #[inline(always)]
+    pub fn push(&mut self, port: u16, frame: Frame) -> Result<(), Frame> {
+        if let Some(batch) = self.room(port) {
+            batch.push(frame);
+            return Ok(());
+        }
+        match self.batches.get_mut(usize::from(port)) {
+            Some(Some(batch)) => batch.push_over(frame),
+            _ => Err(frame),
+        }
     }
 
     /// Hands every batch that holds frames to `send`, which must empty it, a burst at a time.

@@ -52,6 +52,10 @@ impl<F: Flow> FlowTable<F> {
     #[inline(always)]
     pub fn find(&self, hash: u64, key: &F::Key) -> Option<usize> {
         let home = hash as usize & self.mask;
+        // Most flows are at home.
+        if self.slots.get(home)?.key() == key {
+            return Some(home);
+        }
         let window = self.slots.get(home..home + WINDOW)?;
         for (offset, slot) in window.iter().enumerate() {
             if slot.key() == key {

@@ -2,7 +2,7 @@
 //! the same. A case that breaks a rule panics.
 
 use super::{World, WorldConfig, addr, packet, packet6};
-use crate::parse::{Class, Ingress, Parsed, Part, parse};
+use crate::parse::{Class, Ingress, Parsed, Part, parse, parse_unusual, parse_usual};
 use crate::parse6::{Class6, parse6};
 use crate::wire::{ETH_LEN, ecn, icmp, ipv4, ipv6, proto, tcp_flags, vxlan};
 use fairway_pmd::{Burst, MAX_BURST};
@@ -20,6 +20,13 @@ pub fn parsers(ingresses: &[Ingress], data: &[u8]) {
     for ingress in ingresses {
         let mut parsed = Parsed::default();
         let class = parse(data, ingress, &mut parsed);
+        let mut usual = Parsed::default();
+        if let Some(key) = parse_usual(data, ingress, &mut usual) {
+            let mut unusual = Parsed::default();
+            let long_way = parse_unusual(data, ingress, &mut unusual);
+            assert_eq!((long_way, unusual), (Class::Flow, usual), "the short way and the long agree");
+            assert_eq!(key, usual.key);
+        }
         if class == Class::Marked {
             let mut unmarked = data.to_vec();
             if ecn::carry_over(&mut unmarked, usize::from(parsed.l2) + ETH_LEN).is_ok() {

@@ -4,7 +4,7 @@
 //! only on what is changed, not on the packet, so a flow computes it once: HC' = ~(~HC + delta), equation 3
 //! of RFC 1624. All words are in memory order.
 
-use super::raw16;
+use super::{raw16, raw32};
 
 /// What decrementing the TTL by one adds: the word (TTL, protocol) loses 0x0100 in network order.
 pub const TTL_DELTA: u16 = u16::from_ne_bytes([0xfe, 0xff]);
@@ -17,6 +17,14 @@ pub fn fold(mut sum: u64) -> u16 {
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     sum as u16
+}
+
+/// Whether a one's-complement sum, of words of 16, 32 or 64 bits, is a zero: a multiple of 0xffff, told by the inverse of
+/// that modulo 2^64.
+#[inline(always)]
+pub fn is_zero(sum: u64) -> bool {
+    const INVERSE: u64 = !0x0001_0001_0001_0000;
+    sum.wrapping_mul(INVERSE) <= u64::MAX / 0xffff
 }
 
 /// One's-complement sum of bytes as 16-bit words, an odd last byte padded with zero.
@@ -37,8 +45,7 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 /// Whether a 20-byte IPv4 header's words, checksum included, sum to minus zero.
 #[inline(always)]
 pub fn ipv4_header_ok(header: &[u8; 20]) -> bool {
-    let word =
-        |i: usize| u64::from(u32::from_ne_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]));
+    let word = |i: usize| u64::from(raw32(header, i));
     fold(word(0) + word(4) + word(8) + word(12) + word(16)) == 0xffff
 }
 
@@ -104,6 +111,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_folds_to_a_zero_is_a_multiple_of_all_ones(sum: u64, factor in 0..=u64::MAX / 0xffff) {
+            prop_assert_eq!(is_zero(sum), matches!(fold(sum), 0 | 0xffff));
+            prop_assert!(is_zero(factor * 0xffff));
+        }
+
         #[test]
         fn incremental_update_equals_recomputation(mut bytes in proptest::collection::vec(any::<u8>(), 40), new: u32) {
             bytes[10] = 0;

@@ -62,19 +62,33 @@ pub mod tcp_flags {
 /// Reads a 16-bit big-endian field. The caller has checked that the bytes are there.
 #[inline(always)]
 pub fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+    raw16(bytes, at).to_be()
 }
 
 /// Reads a 16-bit field in memory order.
 #[inline(always)]
 pub fn raw16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+    u16::from_ne_bytes(field(bytes, at))
 }
 
 /// Reads a 32-bit field in memory order.
 #[inline(always)]
 pub fn raw32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    u32::from_ne_bytes(field(bytes, at))
+}
+
+/// Reads a 64-bit field in memory order.
+#[inline(always)]
+pub fn raw64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(field(bytes, at))
+}
+
+/// The bytes of a field, in one load: an array of single bytes often becomes as many loads.
+#[inline(always)]
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
 }
 
 /// Writes a 16-bit big-endian field.
