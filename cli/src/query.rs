@@ -147,9 +147,10 @@ fn traffic(traffic: &types::Traffic) -> String {
 fn routes(routes: Vec<types::Route>) {
     let row = |r: types::Route| {
         let text = Option::unwrap_or_default;
-        vec![r.prefix, r.kind, text(r.encapsulation), text(r.next_hop), text(r.node)]
+        let weight = r.weight.map(|weight| weight.to_string());
+        vec![r.prefix, r.kind, text(r.encapsulation), text(r.next_hop), text(weight), text(r.node)]
     };
-    let header = ["prefix", "kind", "encapsulation", "next hop", "node"];
+    let header = ["prefix", "kind", "encapsulation", "next hop", "weight", "node"];
     table::print(&header, &routes.into_iter().map(row).collect::<Vec<_>>());
 }
 

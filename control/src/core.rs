@@ -3,7 +3,9 @@
 
 use crate::fallback::Traffic;
 use crate::health::HealthChecks;
-use crate::index::{Config, Event, FallbackPlan, HostPlan, Index, KernelEvent, NodePortAddresses};
+use crate::index::{
+    Config, DirectRoutes, Event, FallbackPlan, HostPlan, Index, KernelEvent, NodePortAddresses,
+};
 use crate::kernel::{NeighbourTrust, Prober, Update, fallback};
 use crate::manifests::{Folder, Look, Scan};
 use crate::masquerade::NatOptions;
@@ -46,6 +48,8 @@ pub struct Options {
     pub nat: NatOptions,
     /// Whether the kernel is kept ready to carry pod traffic while the engine does not run.
     pub kernel_fallback: bool,
+    /// Who knows the way to pods that are reached without encapsulation.
+    pub direct_routes: DirectRoutes,
 }
 
 impl Options {
@@ -66,6 +70,7 @@ impl Options {
             node_port_addresses: NodePortAddresses::default(),
             nat: NatOptions::default(),
             kernel_fallback: false,
+            direct_routes: DirectRoutes::Nodes,
         }
     }
 }
@@ -110,6 +115,7 @@ impl Core {
             max_ports: options.max_ports,
             node_port_addresses: options.node_port_addresses.clone(),
             nat: options.nat.clone(),
+            direct_routes: options.direct_routes,
         };
         Core {
             index: Index::new(config, publisher.published()),
@@ -226,7 +232,7 @@ impl Core {
             Update::Trust(ifindex, ip, trust) => {
                 self.prober.note(ifindex, ip, trust);
                 // What nobody needs is forgotten with the kernel; what is needed is asked for again.
-                if trust == NeighbourTrust::Unknown && !self.index.is_next_hop(ip) {
+                if trust == NeighbourTrust::Unknown && !self.index.is_next_hop(ifindex, ip) {
                     self.kernel_event(KernelEvent::Neighbour(ifindex, ip, None), touched);
                 }
             }
@@ -248,9 +254,7 @@ impl Core {
 
     /// The neighbours that the kernel should be asked for now, and on which link.
     pub fn neighbours_due(&mut self, now: Instant) -> Vec<(u32, Ip)> {
-        let Some((ifindex, _)) = self.index.uplink() else { return Vec::new() };
-        let due = self.prober.due(now, ifindex, self.index.next_hops());
-        due.into_iter().map(|ip| (ifindex, ip)).collect()
+        self.prober.due(now, self.index.next_hops())
     }
 
     /// What the node's own network needs, and a number that changes when it must be looked at again.
@@ -397,8 +401,8 @@ fn concerns_host_plan(event: &Event) -> bool {
         Event::Kernel(event) => !matches!(
             event,
             KernelEvent::Route(..)
-                | KernelEvent::RouteReplaced(..)
                 | KernelEvent::RouteGone(..)
+                | KernelEvent::Routes(..)
                 | KernelEvent::Neighbour(..)
         ),
     }

@@ -74,6 +74,9 @@ pub struct Pool {
     pub when: When,
     /// `spec.natOutgoing`.
     pub nat_outgoing: bool,
+    /// `spec.disabled`: no new addresses are given out of it. Such pools often stand for ranges outside the cluster, to
+    /// which `natOutgoing` shall not apply.
+    pub disabled: bool,
     /// `spec.nodeSelector`, where it does not select all nodes.
     pub node_selector: Option<String>,
 }
@@ -148,6 +151,7 @@ mod tests {
             encapsulation,
             when,
             nat_outgoing: false,
+            disabled: false,
             node_selector: None,
         }
     }

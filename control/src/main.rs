@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use fairway_control::core::Options;
-use fairway_control::index::NodePortAddresses;
+use fairway_control::index::{DirectRoutes, NodePortAddresses};
 use fairway_control::masquerade::{NatOptions, SnatPorts};
 use fairway_control::{app, kernel, manifests, room};
 use fairway_tables::{Capacities, Prefix};
@@ -58,6 +58,10 @@ struct Args {
     /// run made for that.
     #[arg(long)]
     no_kernel_fallback: bool,
+    /// Who knows the way to pods of other nodes that are reached without encapsulation: the Node objects, or a routing
+    /// daemon by the kernel's table alone.
+    #[arg(long, value_enum, default_value_t = DirectRoutes::Nodes)]
+    direct_routes: DirectRoutes,
     /// Check a folder of manifests, print every error, and exit.
     #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
     check: Option<PathBuf>,
@@ -108,6 +112,7 @@ fn run(args: Args) -> Result<(), String> {
             snat_ports: args.snat_ports,
         },
         kernel_fallback: !args.no_kernel_fallback,
+        direct_routes: args.direct_routes,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

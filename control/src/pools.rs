@@ -32,6 +32,7 @@ struct IpPoolSpec {
     ipip_mode: Option<String>,
     vxlan_mode: Option<String>,
     nat_outgoing: bool,
+    disabled: bool,
     node_selector: Option<String>,
 }
 
@@ -101,6 +102,7 @@ pub fn ip_pool(pool: &IpPool) -> Checked<Object> {
         encapsulation,
         when,
         nat_outgoing: spec.nat_outgoing,
+        disabled: spec.disabled,
         node_selector: spec.node_selector.as_ref().filter(selects_all).cloned(),
     }))
 }
@@ -148,6 +150,7 @@ pub fn flannel(config: &v1::ConfigMap) -> Checked<Object> {
         when,
         // Its manifests start flanneld with --ip-masq.
         nat_outgoing: true,
+        disabled: false,
         node_selector: None,
     }))
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{files, kernel, node, options};
 use fairway_control::core::Core;
-use fairway_control::index::{KernelEvent, RouteVia};
+use fairway_control::index::{KernelEvent, KernelRoute, Place};
 use fairway_control::kernel::Update;
 use fairway_control::masquerade::{NatOptions, SnatPorts};
 use fairway_control::names::GATEWAY_IP;
@@ -21,8 +21,8 @@ fn nodes() -> String {
 }
 
 fn default_route(gateway: Ip, metric: u32, ifindex: u32) -> Update {
-    let via = RouteVia { ifindex, gateway: Some(gateway) };
-    Update::Event(KernelEvent::Route("0.0.0.0/0".parse().unwrap(), metric, via))
+    let route = KernelRoute::via(ifindex, gateway);
+    Update::Event(KernelEvent::Route("0.0.0.0/0".parse().unwrap(), metric, route, Place::Last))
 }
 
 /// This node, another one, and a router that leads out.
@@ -92,12 +92,15 @@ fn the_way_out_follows_the_kernels_default_route_and_only_out_of_the_uplink() {
     let other = Ip::v4([192, 0, 2, 253]);
     core.take(vec![], vec![default_route(other, 50, 2)]);
     assert_eq!(way(&core, OUTSIDE), (NextHopKind::Gateway, other, true), "the lower metric");
-    let gone = |metric| Update::Event(KernelEvent::RouteGone("0.0.0.0/0".parse().unwrap(), metric, 2));
-    core.take(vec![], vec![gone(50)]);
+    let gone = |metric, gateway| {
+        let route = KernelRoute::via(2, gateway);
+        Update::Event(KernelEvent::RouteGone("0.0.0.0/0".parse().unwrap(), metric, route))
+    };
+    core.take(vec![], vec![gone(50, other)]);
     assert_eq!(way(&core, OUTSIDE), TRANSLATED);
     core.take(vec![], vec![default_route(other, 10, 9)]);
     assert_eq!(way(&core, OUTSIDE).0, NextHopKind::Host, "another device is the stack's business");
-    core.take(vec![], vec![gone(100)]);
+    core.take(vec![], vec![gone(100, ROUTER)]);
     assert_eq!(way(&core, OUTSIDE).0, NextHopKind::Host);
 }
 

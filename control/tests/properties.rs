@@ -3,7 +3,8 @@
 
 use fairway_control::encapsulation::{Encapsulation, Pool, When};
 use fairway_control::index::{
-    Config, Event, Index, KernelEvent, Link, NodePortAddresses, RouteVia, UPLINK_PORT,
+    Config, DirectRoutes, Event, Hop, Index, KernelEvent, KernelRoute, Link, NodePortAddresses, Place,
+    RouteKind, UPLINK_PORT,
 };
 use fairway_control::model::{Key, Model, Value, apply};
 use fairway_control::names;
@@ -13,7 +14,7 @@ use fairway_control::object::{
 use fairway_tables::{Ip, Mac, Prefix};
 use proptest::prelude::*;
 
-fn config(uplink: Option<&str>) -> Config {
+fn config(uplink: Option<&str>, direct_routes: DirectRoutes) -> Config {
     Config {
         node: "n0".into(),
         uplink: uplink.map(Into::into),
@@ -23,6 +24,7 @@ fn config(uplink: Option<&str>) -> Config {
         max_ports: 4,
         node_port_addresses: NodePortAddresses::Primary,
         nat: Default::default(),
+        direct_routes,
     }
 }
 
@@ -152,7 +154,8 @@ fn pool() -> impl Strategy<Value = Object> {
                 cidrs: vec![Prefix::new(Ip::v4([10, 244, n * 4, 0]), len).unwrap()],
                 encapsulation,
                 when,
-                nat_outgoing: false,
+                nat_outgoing: n == 1,
+                disabled: n == 2,
                 node_selector: None,
             })
         },
@@ -182,26 +185,70 @@ fn link_name() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Prefixes of the kernel's table: around nodes, around and inside pods' ranges and pools, outside all, and the default.
+fn kernel_prefix() -> impl Strategy<Value = Prefix> {
+    let texts = [
+        "0.0.0.0/0",
+        "192.0.2.0/24",
+        "192.0.2.0/30",
+        "192.0.9.0/24",
+        "192.0.9.7/32",
+        "10.244.0.0/16",
+        "10.244.0.0/22",
+        "10.244.1.0/24",
+        "10.244.2.0/24",
+        "10.244.2.128/25",
+        "10.244.4.64/26",
+        "fd00:1::/64",
+        "fd00:9::/64",
+        "fd00:9::1/128",
+    ];
+    proptest::sample::select(texts.map(|text| text.parse().unwrap()).to_vec())
+}
+
+fn kernel_route() -> impl Strategy<Value = KernelRoute> {
+    let gateway = proptest::option::weighted(0.8, (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i])));
+    let hop =
+        (1u32..4, gateway, 1u32..4).prop_map(|(ifindex, gateway, weight)| Hop { ifindex, gateway, weight });
+    let kind = prop_oneof![
+        6 => Just(RouteKind::Unicast),
+        1 => Just(RouteKind::Blackhole),
+        1 => Just(RouteKind::Unreachable)
+    ];
+    let protocol = prop_oneof![4 => Just(12u8), 1 => Just(2), 1 => Just(70)];
+    (kind, protocol, proptest::collection::vec(hop, 1..4)).prop_map(|(kind, protocol, mut hops)| {
+        if kind != RouteKind::Unicast {
+            hops.clear();
+        }
+        KernelRoute { kind, protocol, hops }
+    })
+}
+
 fn kernel() -> impl Strategy<Value = KernelEvent> {
     let ip = (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i]));
-    let route = (prop_oneof![Just((0u8, 0u8)), Just((2, 24)), Just((2, 30)), Just((9, 24))], 0u32..2);
-    let route = route.prop_map(|((octet, len), metric)| {
-        (Prefix::new(Ip::v4([if len == 0 { 0 } else { 192 }, 0, octet, 0]), len).unwrap(), metric)
-    });
+    let place = prop_oneof![Just(Place::First), Just(Place::Last), Just(Place::Instead)];
     prop_oneof![
-        4 => (1u32..12, link_name(), 0u8..3, prop_oneof![Just(1500u32), Just(9000)]).prop_map(
-            |(ifindex, name, mac, mtu)| KernelEvent::Link(Link { ifindex, name, mac: Mac([2, 0, 0, 0, 0, mac]), mtu })
+        4 => (1u32..12, link_name(), 0u8..3, any::<bool>(), proptest::bool::weighted(0.9)).prop_map(
+            |(ifindex, name, mac, large, up)| KernelEvent::Link(Link {
+                ifindex,
+                name,
+                mac: Mac([2, 0, 0, 0, 0, mac]),
+                mtu: if large { 9000 } else { 1500 },
+                up,
+            })
         ),
         2 => (1u32..12).prop_map(KernelEvent::LinkGone),
         2 => (1u32..4, ip.clone()).prop_map(|(i, ip)| KernelEvent::Address(i, ip)),
         1 => (1u32..4, ip.clone()).prop_map(|(i, ip)| KernelEvent::AddressGone(i, ip)),
-        2 => (route.clone(), 1u32..4, proptest::option::of(ip.clone()), any::<bool>()).prop_map(
-            |((prefix, metric), ifindex, gateway, replaced)| {
-                let event = if replaced { KernelEvent::RouteReplaced } else { KernelEvent::Route };
-                event(prefix, metric, RouteVia { ifindex, gateway })
-            }
+        4 => (kernel_prefix(), 0u32..2, kernel_route(), place).prop_map(
+            |(prefix, metric, route, place)| KernelEvent::Route(prefix, metric, route, place)
         ),
-        1 => (route, 1u32..4).prop_map(|((prefix, metric), i)| KernelEvent::RouteGone(prefix, metric, i)),
+        2 => (kernel_prefix(), 0u32..2, kernel_route()).prop_map(
+            |(prefix, metric, route)| KernelEvent::RouteGone(prefix, metric, route)
+        ),
+        2 => (kernel_prefix(), 0u32..2, proptest::collection::vec(kernel_route(), 0..2)).prop_map(
+            |(prefix, metric, routes)| KernelEvent::Routes(prefix, metric, routes)
+        ),
         3 => (1u32..4, ip, proptest::option::weighted(0.7, 0u8..3)).prop_map(
             |(i, ip, mac)| KernelEvent::Neighbour(i, ip, mac.map(|m| Mac([2, 0, 0, 0, 1, m])))
         ),
@@ -275,9 +322,10 @@ proptest! {
     fn incremental_changes_add_up_to_a_compilation_from_scratch(
         events in proptest::collection::vec(event(), 1..90),
         named_uplink in any::<bool>(),
+        direct_routes in prop_oneof![Just(DirectRoutes::Nodes), Just(DirectRoutes::Kernel)],
         seed in any::<u64>(),
     ) {
-        let config = config(named_uplink.then_some("eth1"));
+        let config = config(named_uplink.then_some("eth1"), direct_routes);
         let mut index = Index::new(config.clone(), &Model::new());
         let mut tables = Model::new();
         for event in &events {

@@ -8,7 +8,7 @@
 //! | TTL ran out | time exceeded in transit |
 //! | larger than the way takes, and not to be fragmented | fragmentation needed, with the MTU that fits, encapsulation considered |
 //! | no route | network unreachable |
-//! | the address is in this node's pods' range, but no pod has it | host unreachable |
+//! | the address is in this node's pods' range, but no pod has it; an unreachable route | host unreachable |
 //! | a service without any endpoint | port unreachable, as kube-proxy's `reject` |
 //!
 //! No error is sent about an ICMP message other than echo, nor about a packet whose source was not believed. A
@@ -101,7 +101,7 @@ pub(crate) fn answer<P: Parcel>(
     let problem = match reason {
         DropReason::TtlExceeded => Problem::TimeExceeded,
         DropReason::NoRoute => Problem::NoRoute,
-        DropReason::NoEndpoint => Problem::NoHost,
+        DropReason::NoEndpoint | DropReason::Unreachable => Problem::NoHost,
         DropReason::NoBackend => Problem::NoPort,
         DropReason::TooBig => {
             let flows = P::flows(worker);

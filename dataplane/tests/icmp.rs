@@ -137,6 +137,25 @@ fn a_service_without_endpoints_refuses_and_one_with_endpoints_elsewhere_is_silen
 }
 
 #[test]
+fn an_unreachable_route_is_told_as_an_unknown_host_and_a_blackhole_is_silent() {
+    let mut world = World::new(WorldConfig::default());
+    let route = |kind| {
+        let prefix = Prefix::new(Ip::v4([10, 77, 0, 0]), 16).unwrap();
+        Op::SetRoute(prefix, NextHop::new(kind, Ip::UNSPECIFIED, PortId::NONE))
+    };
+    let sent = addr::from_pod(0, [10, 77, 0, 1]).udp(1000, 53, b"anybody there");
+    world.apply(route(NextHopKind::Unreachable));
+    let (port, out) = world.send(addr::pod_port(0), &sent).unwrap();
+    assert_eq!(port, addr::pod_port(0));
+    let wanted = (icmp::UNREACHABLE, icmp::unreachable::HOST, 0, packet_of(&sent).to_vec());
+    assert_eq!(message(&out), wanted);
+    world.apply(route(NextHopKind::Blackhole));
+    assert!(world.send(addr::pod_port(0), &sent).is_none());
+    assert_eq!((drops(&world, DropReason::Unreachable), drops(&world, DropReason::Blackhole)), (1, 1));
+    world.finish();
+}
+
+#[test]
 fn no_error_is_sent_about_an_error_nor_to_a_source_that_is_not_believed() {
     let mut world = World::new(WorldConfig::default());
     let lost = addr::from_pod(1, addr::pod(0)).udp(1, 2, b"");

@@ -57,6 +57,8 @@ reasons! {
     NoRoute = "no-route",
     /// The route says so.
     Blackhole = "blackhole",
+    /// The route says so, and that the sender is to be told.
+    Unreachable = "unreachable",
     /// The address belongs to this node's pods, but no pod has it.
     NoEndpoint = "no-endpoint",
     /// The remote node's tunnel is not known.

@@ -108,6 +108,8 @@ pub enum NextHopKind {
     /// Put the bare IP packet into UDP, as Flannel's `udp` backend does, towards the remote node `addr`: look it up as a
     /// [`Tunnel`].
     UdpTunnel,
+    /// Drop, and tell the sender that nobody has the address.
+    Unreachable,
 }
 
 impl NextHopKind {
@@ -147,6 +149,7 @@ impl NextHop {
             5 => Some(NextHopKind::Blackhole),
             6 => Some(NextHopKind::Ipip),
             7 => Some(NextHopKind::UdpTunnel),
+            8 => Some(NextHopKind::Unreachable),
             _ => None,
         }
     }

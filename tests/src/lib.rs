@@ -13,12 +13,14 @@
 //! | [`manifests`] | Kubernetes manifests, written whole |
 //! | [`dual_stack`] | IPv6 beside IPv4 |
 //! | [`capture`] | what is on a wire |
+//! | [`bird`] | real BIRD daemons |
 //! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
 //! | [`pod`] | what runs inside a pod: `fairway-pod` |
 //! | [`gate`] | whether an end-to-end test may run, and whether it runs alone |
 //! | [`kube`] | the real etcd, kube-apiserver and kube-proxy |
 //! | [`report`] | figures as JSON, for comparison from run to run |
 
+pub mod bird;
 pub mod capture;
 pub mod dual_stack;
 pub mod engines;

@@ -1,6 +1,6 @@
 //! A cluster of a given size as Kubernetes objects, made one by one so that none but control's own copy is held.
 
-use fairway_control::index::{Event, Facts, KernelEvent, Link, RouteVia};
+use fairway_control::index::{Event, Facts, KernelEvent, KernelRoute, Link, Place};
 use fairway_control::kernel::{NeighbourTrust, Update};
 use fairway_control::names::{HOST_ENGINE_IF, HOST_KERNEL_IF, host_veth};
 use fairway_control::object::Object;
@@ -219,7 +219,7 @@ impl Cluster {
         let mut facts = Facts::default();
         let mac = |ifindex: u32| Mac([2, 0, 0, 0, (ifindex >> 8) as u8, ifindex as u8]);
         let link = |ifindex: u32, name: &str| {
-            KernelEvent::Link(Link { ifindex, name: name.to_owned(), mac: mac(ifindex), mtu: 1500 })
+            KernelEvent::Link(Link { ifindex, name: name.to_owned(), mac: mac(ifindex), mtu: 1500, up: true })
         };
         let any = Ip::v4([172, 16, 0, 0]);
         let network = Prefix::new(any, 12).unwrap_or(Prefix::host(any));
@@ -228,7 +228,7 @@ impl Cluster {
             link(3, HOST_KERNEL_IF),
             link(4, HOST_ENGINE_IF),
             KernelEvent::Address(2, Ip::v4(Self::node_ip(0))),
-            KernelEvent::Route(network, 0, RouteVia { ifindex: 2, gateway: None }),
+            KernelEvent::Route(network, 0, KernelRoute::direct(2), Place::Last),
         ];
         events.extend(
             (0..PODS_PER_NODE).map(|pod| link(10 + pod as u32, &host_veth(NAMESPACE, &pod_name(pod)))),

@@ -5,10 +5,11 @@ use crate::core::Core;
 use crate::manifests::proto_name;
 use fairway_tables::stats::{Counter, ProcessState, Stage, StatsReader, StatsSnapshot};
 use fairway_tables::{
-    BackendSet, DropReason, Group, Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix, Service,
+    BackendSet, DropReason, Group, Ip, NeighbourKey, NextHop, NextHopKind, Path, PortId, PortKind, Prefix,
+    Service,
 };
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::Path as FilePath;
 use std::time::Instant;
 
 impl Core {
@@ -85,12 +86,13 @@ impl Core {
     pub fn routes(&self) -> Vec<types::Route> {
         // One row per next hop.
         let paths = |(prefix, group): (Prefix, Group)| {
-            group.paths().iter().map(|path| (prefix, path.next_hop)).collect::<Vec<_>>()
+            let weight = |path: &Path| group.only().is_none().then_some(path.weight);
+            group.paths().iter().map(|path| (prefix, path.next_hop, weight(path))).collect::<Vec<_>>()
         };
         let mut routes: Vec<_> = self.publisher().view().routes().flat_map(paths).collect();
         routes.sort();
         let present = |ip: Ip| (ip != Ip::UNSPECIFIED).then(|| ip.to_string());
-        let one = |(prefix, hop): (Prefix, NextHop)| types::Route {
+        let one = |(prefix, hop, weight): (Prefix, NextHop, Option<u32>)| types::Route {
             prefix: prefix.to_string(),
             kind: match hop.kind() {
                 Some(NextHopKind::Local) => "local",
@@ -98,6 +100,7 @@ impl Core {
                 Some(NextHopKind::Gateway) => "gateway",
                 Some(NextHopKind::Host) => "host",
                 Some(NextHopKind::Blackhole) => "blackhole",
+                Some(NextHopKind::Unreachable) => "unreachable",
                 None => "invalid",
             }
             .to_owned(),
@@ -108,6 +111,7 @@ impl Core {
                 _ => None,
             },
             next_hop: present(hop.addr),
+            weight,
             node: self.index().node_behind(&prefix).map(ToOwned::to_owned),
         };
         routes.into_iter().map(one).collect()
@@ -260,7 +264,7 @@ impl Core {
     }
 }
 
-fn dataplane(run_dir: &Path) -> (types::Dataplane, Option<StatsSnapshot>) {
+fn dataplane(run_dir: &FilePath) -> (types::Dataplane, Option<StatsSnapshot>) {
     let snapshot = match StatsReader::open(run_dir) {
         Ok(reader) => reader.snapshot(),
         Err(error) => {

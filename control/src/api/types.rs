@@ -142,12 +142,14 @@ pub struct TableUsage {
 pub struct Route {
     /// Destination.
     pub prefix: String,
-    /// `local`, `tunnel`, `gateway`, `host` or `blackhole`.
+    /// `local`, `tunnel`, `gateway`, `host`, `blackhole` or `unreachable`.
     pub kind: String,
     /// Of a tunnel: `vxlan`, `ipip` or `udp`.
     pub encapsulation: Option<String>,
     /// Remote node or gateway.
     pub next_hop: Option<String>,
+    /// Of several next hops: its share of the flows, relative to the others'.
+    pub weight: Option<u32>,
     /// Name of the remote node that has the pods.
     pub node: Option<String>,
 }

@@ -3,7 +3,7 @@
 
 use super::masquerade::everything;
 use super::pools::{underlay_of, vtep_mac};
-use super::{Index, Source};
+use super::{DirectRoutes, Index, Source};
 use crate::encapsulation::Encapsulation;
 use crate::model::{Key, Value};
 use crate::names;
@@ -42,9 +42,11 @@ impl Index {
         match source {
             Source::Local => self.compile_local(),
             Source::Node(name) => self.compile_node(name),
-            Source::NextHop(ip) => self.compile_next_hop(*ip),
+            Source::NextHop(ifindex, ip) => self.compile_next_hop(*ifindex, *ip),
             Source::Pod(namespace, name) => self.compile_pod(&(namespace.clone(), name.clone())),
             Source::Service(namespace, name) => self.compile_service(&(namespace.clone(), name.clone())),
+            Source::Pools => self.compile_pools(),
+            Source::Kernel(_) => Contribution::new(),
         }
     }
 
@@ -129,6 +131,9 @@ impl Index {
         };
         let ways = self.ways_to(node);
         for (cidr, encapsulation) in &ways {
+            if *encapsulation == Encapsulation::Direct && self.config.direct_routes == DirectRoutes::Kernel {
+                continue;
+            }
             let (kind, addr, port) = match encapsulation {
                 Encapsulation::Direct => (NextHopKind::Gateway, next_hop.unwrap_or(vtep), UPLINK_PORT),
                 Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. } => {
@@ -172,17 +177,22 @@ impl Index {
         }
         let local = self.nodes.get(&self.config.node)?;
         let vtep = underlay_of(self.nodes.get(name)?, local.internal_ips[0].is_v4())?;
-        let via = self.uplink.and_then(|uplink| self.facts.route_to(vtep, uplink));
+        let via = self.uplink.and_then(|uplink| self.facts.routes.next_hop_to(vtep, uplink));
         Some((vtep, via.map(|via| via.gateway.unwrap_or(vtep))))
     }
 
-    /// A neighbour on the uplink that some tunnel leads through.
-    fn compile_next_hop(&self, ip: Ip) -> Contribution {
-        let mac = match self.uplink {
-            Some(uplink) if self.next_hop_users.contains_key(&ip) => self.facts.neighbours.get(&(uplink, ip)),
-            _ => None,
-        };
-        let key = NeighbourKey { ip, port: UPLINK_PORT, reserved: 0 };
+    /// The ranges of pods: an address of theirs that no node has is nobody's, and must not leave the cluster.
+    fn compile_pools(&self) -> Contribution {
+        let pools = self.pools.values().filter(|pool| !pool.disabled);
+        let cidrs = pools.flat_map(|pool| &pool.cidrs);
+        cidrs.map(|cidr| (Key::Route(*cidr), route(NextHopKind::Unreachable, Ip::UNSPECIFIED))).collect()
+    }
+
+    /// A neighbour on an uplink that some tunnel or route leads through.
+    fn compile_next_hop(&self, ifindex: u32, ip: Ip) -> Contribution {
+        let Some(port) = self.uplink_port(ifindex) else { return Contribution::new() };
+        let mac = self.facts.neighbours.get(&(ifindex, ip)).filter(|_| self.is_next_hop(ifindex, ip));
+        let key = NeighbourKey { ip, port, reserved: 0 };
         let value = |mac: &tables::Mac| Value::Neighbour(tables::Neighbour { mac: *mac, reserved: 0 });
         mac.map(|mac| (Key::Neighbour(key), value(mac))).into_iter().collect()
     }

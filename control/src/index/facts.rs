@@ -1,5 +1,6 @@
 //! What the kernel said about this node: links, addresses, routes and neighbours, as plain values.
 
+use super::routes::{KernelRoute, Place, Routes};
 use fairway_tables::{Ip, Mac, Prefix};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,15 +15,8 @@ pub struct Link {
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
-}
-
-/// Where a route of the kernel's main table leads. One route exists per prefix, metric and device.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct RouteVia {
-    /// Output device.
-    pub ifindex: u32,
-    /// Gateway; `None` if the destination is on the link.
-    pub gateway: Option<Ip>,
+    /// Whether it is set up (IFF_UP): the kernel uses no next hop on a link that is not.
+    pub up: bool,
 }
 
 /// One thing that the kernel said.
@@ -36,12 +30,12 @@ pub enum KernelEvent {
     Address(u32, Ip),
     /// A link lost an address.
     AddressGone(u32, Ip),
-    /// The main table has a route of this prefix and metric.
-    Route(Prefix, u32, RouteVia),
-    /// The main table has a route of this prefix and metric, instead of all others of both.
-    RouteReplaced(Prefix, u32, RouteVia),
-    /// The main table lost the route of this prefix and metric out of this link.
-    RouteGone(Prefix, u32, u32),
+    /// The main table has one more route of this prefix and metric.
+    Route(Prefix, u32, KernelRoute, Place),
+    /// The main table lost a route of this prefix and metric.
+    RouteGone(Prefix, u32, KernelRoute),
+    /// These are all the routes of this prefix and metric, the first of which counts.
+    Routes(Prefix, u32, Vec<KernelRoute>),
     /// A neighbour on a link is resolved, or is known not to answer.
     Neighbour(u32, Ip, Option<Mac>),
 }
@@ -53,8 +47,8 @@ pub struct Facts {
     pub links: BTreeMap<u32, Link>,
     /// Addresses by link number.
     pub addresses: BTreeSet<(u32, Ip)>,
-    /// The main routing table: by prefix, then by metric, lowest first, and link.
-    pub routes: BTreeMap<Prefix, BTreeMap<(u32, u32), RouteVia>>,
+    /// The main routing table.
+    pub routes: Routes,
     /// Resolved neighbours.
     pub neighbours: BTreeMap<(u32, Ip), Mac>,
 }
@@ -70,10 +64,7 @@ impl Facts {
                 self.links.remove(ifindex);
                 self.addresses.retain(|(i, _)| i != ifindex);
                 self.neighbours.retain(|(i, _), _| i != ifindex);
-                self.routes.retain(|_, metrics| {
-                    metrics.retain(|_, via| via.ifindex != *ifindex);
-                    !metrics.is_empty()
-                });
+                self.routes.link_gone(*ifindex);
             }
             KernelEvent::Address(ifindex, ip) => {
                 self.addresses.insert((*ifindex, *ip));
@@ -81,21 +72,12 @@ impl Facts {
             KernelEvent::AddressGone(ifindex, ip) => {
                 self.addresses.remove(&(*ifindex, *ip));
             }
-            KernelEvent::Route(prefix, metric, via) => {
-                self.routes.entry(*prefix).or_default().insert((*metric, via.ifindex), *via);
+            KernelEvent::Route(prefix, metric, route, place) => {
+                self.routes.add(*prefix, *metric, route.clone(), *place);
             }
-            KernelEvent::RouteReplaced(prefix, metric, via) => {
-                let metrics = self.routes.entry(*prefix).or_default();
-                metrics.retain(|(m, _), _| m != metric);
-                metrics.insert((*metric, via.ifindex), *via);
-            }
-            KernelEvent::RouteGone(prefix, metric, ifindex) => {
-                if let Some(metrics) = self.routes.get_mut(prefix) {
-                    metrics.remove(&(*metric, *ifindex));
-                    if metrics.is_empty() {
-                        self.routes.remove(prefix);
-                    }
-                }
+            KernelEvent::RouteGone(prefix, metric, route) => self.routes.remove(*prefix, *metric, route),
+            KernelEvent::Routes(prefix, metric, routes) => {
+                self.routes.set(*prefix, *metric, routes.clone());
             }
             KernelEvent::Neighbour(ifindex, ip, Some(mac)) => {
                 self.neighbours.insert((*ifindex, *ip), *mac);
@@ -118,15 +100,8 @@ impl Facts {
         events.extend(gone.map(|(i, ip)| KernelEvent::AddressGone(*i, *ip)));
         let new = listing.addresses.difference(&self.addresses);
         events.extend(new.map(|(i, ip)| KernelEvent::Address(*i, *ip)));
-        let route = |facts: &Facts, prefix, metric| facts.routes.get(prefix)?.get(metric).copied();
-        for (prefix, metrics) in &self.routes {
-            let gone = metrics.keys().filter(|m| route(listing, prefix, m).is_none());
-            events.extend(gone.map(|(m, i)| KernelEvent::RouteGone(*prefix, *m, *i)));
-        }
-        for (prefix, metrics) in &listing.routes {
-            let new = metrics.iter().filter(|(m, via)| route(self, prefix, m) != Some(**via));
-            events.extend(new.map(|((m, _), via)| KernelEvent::Route(*prefix, *m, *via)));
-        }
+        let changed = self.routes.changed_to(&listing.routes);
+        events.extend(changed.map(|(prefix, metric, routes)| KernelEvent::Routes(prefix, metric, routes)));
         let new = listing.neighbours.iter().filter(|(k, mac)| self.neighbours.get(k) != Some(mac));
         events.extend(new.map(|((i, ip), mac)| KernelEvent::Neighbour(*i, *ip, Some(*mac))));
         events
@@ -137,14 +112,9 @@ impl Facts {
         self.links.values().find(|link| link.name == name)
     }
 
-    /// The best route to `ip` out of `ifindex`: longest prefix, then lowest metric. Routes out of other
-    /// devices do not count.
-    pub fn route_to(&self, ip: Ip, ifindex: u32) -> Option<RouteVia> {
-        let max = if ip.is_v4() { 32 } else { 128 };
-        (0..=max).rev().find_map(|len| {
-            let metrics = self.routes.get(&Prefix::new(ip, len)?)?;
-            metrics.values().find(|via| via.ifindex == ifindex).copied()
-        })
+    /// Whether the link is there and up.
+    pub fn is_up(&self, ifindex: u32) -> bool {
+        self.links.get(&ifindex).is_some_and(|link| link.up)
     }
 }
 
@@ -157,42 +127,24 @@ mod tests {
     }
 
     #[test]
-    fn routes_are_found_by_longest_prefix_then_metric_on_the_asked_device() {
-        let mut facts = Facts::default();
-        let gateway = |last| Some(Ip::v4([192, 0, 2, last]));
-        for (text, metric, ifindex, gateway) in [
-            ("0.0.0.0/0", 100, 2, gateway(1)),
-            ("0.0.0.0/0", 50, 2, gateway(2)),
-            ("192.0.2.0/24", 0, 2, None),
-            ("192.0.2.7/32", 0, 3, gateway(9)),
-        ] {
-            facts.apply(&KernelEvent::Route(prefix(text), metric, RouteVia { ifindex, gateway }));
-        }
-        let via = |ip, ifindex| facts.route_to(Ip::v4(ip), ifindex).map(|v| v.gateway);
-        assert_eq!(via([192, 0, 2, 7], 2), Some(None));
-        assert_eq!(via([192, 0, 2, 7], 3), Some(gateway(9)));
-        assert_eq!(via([198, 51, 100, 1], 2), Some(gateway(2)));
-        assert_eq!(via([198, 51, 100, 1], 4), None);
-    }
-
-    #[test]
     fn a_listing_is_reached_by_its_difference_and_idle_neighbours_stay() {
-        let link = |ifindex, name: &str| Link { ifindex, name: name.into(), mac: Mac::ZERO, mtu: 1500 };
+        let link =
+            |ifindex, name: &str| Link { ifindex, name: name.into(), mac: Mac::ZERO, mtu: 1500, up: true };
         let ip = Ip::v4([192, 0, 2, 1]);
         let mut facts = Facts::default();
-        let via = RouteVia { ifindex: 2, gateway: None };
+        let via = KernelRoute::direct(2);
         for event in [
             KernelEvent::Link(link(1, "a")),
             KernelEvent::Link(link(2, "b")),
             KernelEvent::Address(2, ip),
-            KernelEvent::Route(prefix("10.0.0.0/8"), 0, via),
+            KernelEvent::Route(prefix("10.0.0.0/8"), 0, via.clone(), Place::Last),
             KernelEvent::Neighbour(2, ip, Some(Mac([2; 6]))),
         ] {
             facts.apply(&event);
         }
         let mut listing = Facts::default();
         listing.apply(&KernelEvent::Link(link(2, "b2")));
-        listing.apply(&KernelEvent::Route(prefix("10.0.0.0/8"), 7, via));
+        listing.apply(&KernelEvent::Route(prefix("10.0.0.0/8"), 7, via, Place::Last));
         for event in facts.events_to(&listing) {
             facts.apply(&event);
         }

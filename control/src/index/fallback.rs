@@ -1,8 +1,8 @@
 //! What the kernel needs so that it carries pod-to-pod traffic by itself while the engine does not run
 //! (docs/fallback.md).
 
-use super::Index;
 use super::pools::{underlay_of, vtep_mac};
+use super::{DirectRoutes, Index};
 use crate::encapsulation::Encapsulation;
 use crate::names::{self, FALLBACK_FLANNEL_IF, FALLBACK_VXLAN_IF};
 use fairway_tables::{Ip, Mac, Prefix, Vxlan};
@@ -65,7 +65,7 @@ pub struct FallbackPlan {
     pub mtu: u32,
     /// Pod ranges of the other nodes.
     pub ranges: BTreeMap<Prefix, Way>,
-    /// Pod ranges of the other nodes that the kernel does not reach: by bare UDP.
+    /// Pod ranges of the other nodes that the kernel does not reach: by bare UDP, or by a next hop that nobody names.
     pub not_carried: BTreeSet<Prefix>,
     /// This node's pods by the kernel's number of the host end of their veths.
     pub pods: BTreeMap<u32, PodPlan>,
@@ -93,7 +93,13 @@ impl Index {
             let ways = self.ways_to(node).into_iter();
             for (range, way) in ways.filter(|(range, _)| ipv6 || range.addr().is_v4()) {
                 let way = match way {
-                    Encapsulation::Direct => next_hop.map(Way::Direct),
+                    Encapsulation::Direct => {
+                        let way = self.direct_next_hop(range, next_hop).map(Way::Direct);
+                        if way.is_none() {
+                            plan.not_carried.insert(range);
+                        }
+                        way
+                    }
                     Encapsulation::Ipip => Some(Way::Ipip(vtep)),
                     Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. } => {
                         let ifname = self.fallback_device(way);
@@ -122,6 +128,14 @@ impl Index {
         let by_ipip = plan.ranges.values().any(|way| matches!(way, Way::Ipip(_)));
         plan.ipip = by_ipip.then_some(node_ip);
         Some(plan)
+    }
+
+    /// The neighbour that a range without encapsulation is behind, as the engine's own routes have it: what a routing
+    /// daemon put into the main table stands before what follows from the Node object.
+    fn direct_next_hop(&self, range: Prefix, of_node: Option<Ip>) -> Option<Ip> {
+        let hops = self.facts.routes.of(range).next().map(|route| route.hops.as_slice()).unwrap_or_default();
+        let daemons = hops.iter().find(|hop| Some(hop.ifindex) == self.uplink).and_then(|hop| hop.gateway);
+        daemons.or(of_node.filter(|_| self.config.direct_routes == DirectRoutes::Nodes))
     }
 
     /// The device for a way by VXLAN: a layout that is the node's own needs no other.

@@ -1,9 +1,9 @@
 //! What the tables say of translated sources (docs/nat.md): the addresses and ports that are given, the destinations that
 //! see pods' own addresses, and the way of pods' packets to the outside.
 
+use super::Index;
 use super::compile::{Contribution, UPLINK_PORT};
 use super::pools::underlay_of;
-use super::{Index, Pending};
 use crate::masquerade::link_local;
 use crate::model::{Key, Value};
 use crate::names;
@@ -77,20 +77,20 @@ impl Index {
     /// are translated.
     pub(super) fn exit(&self, is_v4: bool) -> Option<Ip> {
         let node = self.nodes.get(&self.config.node)?;
-        let best = self.facts.routes.get(&everything(is_v4))?.values().next()?;
+        let best = self.facts.routes.of(everything(is_v4)).next()?.hops.first()?;
         best.gateway.filter(|_| Some(best.ifindex) == self.uplink && self.masquerades(node, is_v4))
     }
 
-    pub(super) fn pending_masquerade(&self, out: &mut Vec<Pending>) {
+    pub(super) fn pending_masquerade(&self, push: &mut impl FnMut(String, String)) {
         let count = self.non_masquerade_cidrs().len();
         if count > Masquerade::MAX {
-            out.push(Pending {
-                what: "destinations that see pods' own addresses".into(),
-                reason: format!(
+            push(
+                "destinations that see pods' own addresses".into(),
+                format!(
                     "there are {count}, of which {} count; join ranges in nonMasqueradeCIDRs or pools",
                     Masquerade::MAX
                 ),
-            });
+            );
         }
     }
 }

@@ -7,15 +7,19 @@ mod alloc;
 mod compile;
 mod facts;
 mod fallback;
+mod kernel_routes;
 mod masquerade;
 mod pools;
 mod report;
+mod routes;
 mod services;
+mod settle;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
-pub use facts::{Facts, KernelEvent, Link, RouteVia};
+pub use facts::{Facts, KernelEvent, Link};
 pub use fallback::{FallbackPlan, PodPlan, VxlanPlan, Way};
 pub use report::{HostPlan, Pending};
+pub use routes::{Hop, KernelRoute, Place, RouteKind, Routes};
 pub use services::{HealthCheck, NodePortAddresses};
 
 use crate::encapsulation::Pool;
@@ -25,7 +29,7 @@ use crate::names;
 use crate::object::{EndpointSlice, Kind, Node, Object, ObjectKey, Pod, Service};
 use alloc::Allocator;
 use compile::Contribution;
-use fairway_tables::{Ip, Service as Record, ServiceKey};
+use fairway_tables::{Ip, PortId, Prefix, Service as Record, ServiceKey};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the operator decided.
@@ -47,6 +51,18 @@ pub struct Config {
     pub node_port_addresses: NodePortAddresses,
     /// What is translated, and how.
     pub nat: NatOptions,
+    /// Who knows the way to pods that are reached without encapsulation.
+    pub direct_routes: DirectRoutes,
+}
+
+/// Who knows the way to pods of other nodes that are reached without encapsulation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum DirectRoutes {
+    /// The Node objects: by the next hop towards the node's address.
+    #[default]
+    Nodes,
+    /// The kernel's main table alone, where a routing daemon puts them.
+    Kernel,
 }
 
 /// Something that happened.
@@ -65,9 +81,15 @@ pub enum Event {
 enum Source {
     Local,
     Node(String),
-    NextHop(Ip),
+    /// A neighbour on a link.
+    NextHop(u32, Ip),
     Pod(String, String),
     Service(String, String),
+    /// Ranges of pods of which no more is known.
+    Pools,
+    /// What the kernel's table says of a prefix. Contributes nothing, for there may be a million: see
+    /// [`Index::winner`](kernel_routes).
+    Kernel(Prefix),
 }
 
 /// Namespace and name.
@@ -78,6 +100,8 @@ type Name = (String, String);
 pub struct Index {
     config: Config,
     nodes: BTreeMap<String, Node>,
+    /// Every node by each of its addresses between the nodes.
+    nodes_by_ip: BTreeSet<(Ip, String)>,
     namespaces: BTreeSet<String>,
     pods: BTreeMap<Name, Pod>,
     services: BTreeMap<Name, Service>,
@@ -97,6 +121,10 @@ pub struct Index {
     /// Remote nodes by the neighbour that leads to them, and the reverse.
     next_hop_users: BTreeMap<Ip, BTreeSet<String>>,
     next_hop_of: BTreeMap<String, Ip>,
+    /// How many routes lead to a neighbour, by its port and address.
+    route_neighbours: BTreeMap<(PortId, Ip), usize>,
+    /// Neighbours, by link, that began or ceased to be needed.
+    neighbours_touched: BTreeSet<(u32, Ip)>,
 
     port_ids: Allocator<String>,
     /// Pods that found every port number taken.
@@ -131,6 +159,7 @@ impl Index {
             service_ids: Allocator::new(1, MAX_SERVICE_IDS, services),
             config,
             nodes: BTreeMap::new(),
+            nodes_by_ip: BTreeSet::new(),
             namespaces: BTreeSet::new(),
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -146,6 +175,8 @@ impl Index {
             pods_by_veth: BTreeMap::new(),
             next_hop_users: BTreeMap::new(),
             next_hop_of: BTreeMap::new(),
+            route_neighbours: BTreeMap::new(),
+            neighbours_touched: BTreeSet::new(),
             contributions: BTreeMap::new(),
             claims: BTreeMap::new(),
             model: Model::new(),
@@ -187,7 +218,9 @@ impl Index {
         match object {
             Object::Node(node) => {
                 let name = node.name.clone();
+                let ips = node.underlay().map(|ip| (ip, name.clone())).collect();
                 let old = self.nodes.insert(name.clone(), node);
+                self.list_node_ips(old.as_ref(), ips);
                 if name == self.config.node && old.as_ref() != self.nodes.get(&name) {
                     self.services_touched(dirty);
                 }
@@ -237,6 +270,7 @@ impl Index {
         match key.kind {
             Kind::Node => {
                 let old = self.nodes.remove(&key.name);
+                self.list_node_ips(old.as_ref(), BTreeSet::new());
                 if key.name == self.config.node && old.is_some() {
                     self.services_touched(dirty);
                 }
@@ -292,32 +326,50 @@ impl Index {
                 }
             }
             KernelEvent::Route(prefix, ..)
-            | KernelEvent::RouteReplaced(prefix, ..)
-            | KernelEvent::RouteGone(prefix, ..) => {
+            | KernelEvent::RouteGone(prefix, ..)
+            | KernelEvent::Routes(prefix, ..) => {
                 self.facts.apply(event);
-                let inside = |node: &&Node| node.underlay().any(|ip| prefix.contains(ip));
                 if prefix.is_empty() {
                     dirty.insert(Source::Local);
                 }
-                dirty.extend(self.nodes.values().filter(inside).map(|n| Source::Node(n.name.clone())));
+                dirty.insert(Source::Kernel(*prefix));
+                dirty.extend(self.nodes_inside(*prefix).map(|name| Source::Node(name.to_owned())));
             }
-            KernelEvent::Neighbour(_, ip, _) => {
+            KernelEvent::Neighbour(ifindex, ip, _) => {
                 self.facts.apply(event);
-                dirty.insert(Source::NextHop(*ip));
+                dirty.insert(Source::NextHop(*ifindex, *ip));
             }
         }
         let uplink = self.find_uplink();
+        self.set_uplink(uplink, dirty);
+    }
+
+    fn set_uplink(&mut self, uplink: Option<u32>, dirty: &mut BTreeSet<Source>) {
         if uplink != self.uplink {
+            self.everything_on_the_uplink(dirty);
             self.uplink = uplink;
             self.everything_on_the_uplink(dirty);
         }
+    }
+
+    fn list_node_ips(&mut self, old: Option<&Node>, new: BTreeSet<(Ip, String)>) {
+        for (ip, name) in old.iter().flat_map(|node| node.underlay().map(|ip| (ip, node.name.clone()))) {
+            self.nodes_by_ip.remove(&(ip, name));
+        }
+        self.nodes_by_ip.extend(new);
+    }
+
+    /// Names of the nodes with an address in a range.
+    fn nodes_inside(&self, range: Prefix) -> impl Iterator<Item = &str> {
+        let from = self.nodes_by_ip.range((range.addr(), String::new())..);
+        from.take_while(move |(ip, _)| range.contains(*ip)).map(|(_, name)| name.as_str())
     }
 
     /// A change of this node itself concerns every tunnel; of another, only its own.
     fn node_touched(&mut self, name: &str, dirty: &mut BTreeSet<Source>) {
         dirty.insert(Source::Node(name.to_owned()));
         if name == self.config.node {
-            self.uplink = self.find_uplink();
+            self.set_uplink(self.find_uplink(), dirty);
             self.everything_on_the_uplink(dirty);
         }
     }
@@ -333,7 +385,11 @@ impl Index {
     fn everything_on_the_uplink(&self, dirty: &mut BTreeSet<Source>) {
         dirty.insert(Source::Local);
         dirty.extend(self.nodes.keys().map(|name| Source::Node(name.clone())));
-        dirty.extend(self.next_hop_users.keys().map(|ip| Source::NextHop(*ip)));
+        dirty.insert(Source::Pools);
+        if let Some(ifindex) = self.uplink {
+            dirty.extend(self.facts.routes.through(ifindex).map(Source::Kernel));
+        }
+        dirty.extend(self.next_hops().map(|(ifindex, ip)| Source::NextHop(ifindex, ip)));
     }
 
     /// Marks what depends on a link under its present name.
@@ -345,6 +401,7 @@ impl Index {
         {
             dirty.insert(Source::Local);
         }
+        dirty.extend(self.facts.routes.through(ifindex).map(Source::Kernel));
         // Its neighbours and routes may go with it.
         if self.uplink == Some(ifindex) {
             self.everything_on_the_uplink(dirty);
@@ -387,107 +444,6 @@ impl Index {
                 self.slices_by_service.remove(&service);
             }
             dirty.insert(Source::Service(service.0, service.1));
-        }
-    }
-
-    /// Recompiles the touched sources, and then those that waited for what they freed.
-    fn settle(&mut self, mut dirty: BTreeSet<Source>) -> Vec<Change> {
-        self.node_ports_touched(&mut dirty);
-        let mut changes = Vec::new();
-        while !dirty.is_empty() {
-            changes.extend(self.recompile(dirty));
-            let freed = std::mem::take(&mut self.freed_port);
-            let waiting = if freed { std::mem::take(&mut self.waiting_for_port) } else { BTreeSet::new() };
-            dirty = waiting.into_iter().map(|(namespace, name)| Source::Pod(namespace, name)).collect();
-        }
-        changes
-    }
-
-    /// Nodes come before next hops in the set's order, and next hops depend on them.
-    fn recompile(&mut self, mut dirty: BTreeSet<Source>) -> Vec<Change> {
-        let mut touched = BTreeSet::new();
-        while let Some(source) = dirty.pop_first() {
-            match &source {
-                Source::Local => {
-                    self.track_next_hop("default route", self.exit(true), &mut dirty);
-                    self.track_next_hop("default route (IPv6)", self.exit(false), &mut dirty);
-                }
-                Source::Node(name) => {
-                    let next_hop = self.tunnel_path(name).and_then(|(_, next_hop)| next_hop);
-                    self.track_next_hop(name, next_hop, &mut dirty);
-                }
-                _ => {}
-            }
-            let new = self.compile(&source);
-            self.replace_contribution(&source, new, &mut touched);
-        }
-        let mut changes = Vec::new();
-        for key in touched {
-            let winner = self.claims.get(&key).and_then(|claims| claims.values().next());
-            if self.model.get(&key) != winner {
-                changes.push((key, winner.cloned()));
-            }
-            if winner.is_none() {
-                self.release_number(&key);
-            }
-        }
-        crate::model::apply(&mut self.model, &changes);
-        changes
-    }
-
-    /// Notes which neighbour somebody's packets go through: a node's, or a default route's. The latter's names are none
-    /// that a node can have.
-    fn track_next_hop(&mut self, name: &str, new: Option<Ip>, dirty: &mut BTreeSet<Source>) {
-        let old = self.next_hop_of.get(name).copied();
-        if old == new {
-            return;
-        }
-        if let Some(old) = old {
-            self.next_hop_of.remove(name);
-            dirty.insert(Source::NextHop(old));
-            if let Some(users) = self.next_hop_users.get_mut(&old) {
-                users.remove(name);
-                if users.is_empty() {
-                    self.next_hop_users.remove(&old);
-                }
-            }
-        }
-        if let Some(new) = new {
-            self.next_hop_of.insert(name.to_owned(), new);
-            self.next_hop_users.entry(new).or_default().insert(name.to_owned());
-            dirty.insert(Source::NextHop(new));
-        }
-    }
-
-    fn replace_contribution(&mut self, source: &Source, new: Contribution, touched: &mut BTreeSet<Key>) {
-        let old = self.contributions.remove(source).unwrap_or_default();
-        for key in old.keys().filter(|key| !new.contains_key(key)) {
-            if let Some(claims) = self.claims.get_mut(key) {
-                claims.remove(source);
-                if claims.is_empty() {
-                    self.claims.remove(key);
-                }
-            }
-            touched.insert(*key);
-        }
-        for (key, value) in new.iter().filter(|(key, value)| old.get(key) != Some(value)) {
-            self.claims.entry(*key).or_default().insert(source.clone(), value.clone());
-            touched.insert(*key);
-        }
-        if !new.is_empty() {
-            self.contributions.insert(source.clone(), new);
-        }
-    }
-
-    /// A number is free again once nothing in the tables carries it. Runs before the model forgets the entry.
-    fn release_number(&mut self, key: &Key) {
-        match (key, self.model.get(key)) {
-            (Key::Port(_), Some(Value::Port(port))) => {
-                self.port_ids.release(&port.ifname().to_owned());
-                self.freed_port = true;
-            }
-            (Key::Service(key), _) => self.service_ids.release(key),
-            _ => {}
         }
     }
 }

@@ -93,7 +93,7 @@ impl Index {
         match local.hints.subnet {
             Some((_, subnet)) => subnet.contains(remote),
             None => {
-                let via = self.uplink.and_then(|uplink| self.facts.route_to(remote, uplink));
+                let via = self.uplink.and_then(|uplink| self.facts.routes.next_hop_to(remote, uplink));
                 via.is_some_and(|via| via.gateway.is_none())
             }
         }

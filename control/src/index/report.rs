@@ -69,14 +69,21 @@ impl Index {
         Some((ifindex, self.facts.links.get(&ifindex)?.name.as_str()))
     }
 
-    /// The neighbours on the uplink that tunnels lead through.
-    pub fn next_hops(&self) -> impl Iterator<Item = Ip> + '_ {
-        self.next_hop_users.keys().copied()
+    /// The neighbours on uplinks that tunnels and routes lead through, each with its link.
+    pub fn next_hops(&self) -> impl Iterator<Item = (u32, Ip)> + '_ {
+        let of_tunnels = self.uplink.into_iter().flat_map(|uplink| {
+            let only_theirs = |ip: &&Ip| !self.route_neighbours.contains_key(&(super::UPLINK_PORT, **ip));
+            self.next_hop_users.keys().filter(only_theirs).map(move |ip| (uplink, *ip))
+        });
+        let of_routes = self.route_neighbours.keys();
+        of_tunnels.chain(of_routes.filter_map(|(port, ip)| Some((self.uplink_ifindex(*port)?, *ip))))
     }
 
-    /// Whether some tunnel leads through this neighbour.
-    pub fn is_next_hop(&self, ip: Ip) -> bool {
-        self.next_hop_users.contains_key(&ip)
+    /// Whether some tunnel or route leads through this neighbour.
+    pub fn is_next_hop(&self, ifindex: u32, ip: Ip) -> bool {
+        let of_tunnel = self.uplink == Some(ifindex) && self.next_hop_users.contains_key(&ip);
+        let port = self.uplink_port(ifindex);
+        of_tunnel || port.is_some_and(|port| self.route_neighbours.contains_key(&(port, ip)))
     }
 
     /// How many objects of each kind are known.
@@ -97,7 +104,9 @@ impl Index {
         Some(match self.claims.get(key)?.keys().next()? {
             super::Source::Local => object(Kind::Node, "", &self.config.node),
             super::Source::Node(name) => object(Kind::Node, "", name),
-            super::Source::NextHop(ip) => format!("neighbour {ip}"),
+            super::Source::NextHop(_, ip) => format!("neighbour {ip}"),
+            super::Source::Pools => "the pools".to_owned(),
+            super::Source::Kernel(prefix) => format!("the kernel's route {prefix}"),
             super::Source::Pod(namespace, name) => object(Kind::Pod, namespace, name),
             super::Source::Service(namespace, name) => object(Kind::Service, namespace, name),
         })
@@ -185,7 +194,8 @@ impl Index {
         }
         self.pending_tunnels(&mut push);
         self.pending_pools(&mut push);
-        self.pending_masquerade(&mut out);
+        self.pending_kernel_routes(&mut push);
+        self.pending_masquerade(&mut push);
         out
     }
 

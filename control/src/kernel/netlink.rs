@@ -1,6 +1,6 @@
 //! rtnetlink: requests and their answers over one socket, and the few messages that Fairway sends.
 
-use crate::index::RouteVia;
+use crate::index::Hop;
 use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -266,7 +266,7 @@ impl Netlink {
     pub(super) fn add_route(
         &mut self,
         prefix: Prefix,
-        via: RouteVia,
+        via: Hop,
         source: Ip,
         replace: bool,
     ) -> Result<(), NetlinkError> {
@@ -310,19 +310,32 @@ fn our_route(prefix: Prefix, ifindex: u32) -> RouteMessage {
     message
 }
 
+/// The raw messages of one datagram.
+fn raw_messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+        let (message, _) = rest.split_at_checked(length).filter(|_| length >= 16)?;
+        rest = rest.get((length + 3) & !3..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// The types of the messages of one datagram, understood or not.
+pub(super) fn message_types(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    raw_messages(bytes).map(|message| u16::from_ne_bytes([message[4], message[5]]))
+}
+
 /// The messages of one datagram; those that cannot be understood are left out.
 pub(super) fn messages(
     bytes: &[u8],
 ) -> impl Iterator<Item = (NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>)> + '_ {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        loop {
-            let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
-            let (message, _) = rest.split_at_checked(length).filter(|_| length >= 16)?;
-            rest = rest.get((length + 3) & !3..).unwrap_or_default();
-            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
-                Ok(message) => return Some((message.header, message.payload)),
-                Err(error) => tracing::debug!(%error, "rtnetlink message not understood"),
+    raw_messages(bytes).filter_map(|message| {
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
+            Ok(message) => Some((message.header, message.payload)),
+            Err(error) => {
+                tracing::debug!(%error, "rtnetlink message not understood");
+                None
             }
         }
     })

@@ -6,7 +6,7 @@ use super::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL};
 use super::offload::{self, OffloadError};
 use super::read;
 use super::sysctl::{loose_or_off, sysctl};
-use crate::index::{Facts, HostPlan, KernelEvent, RouteVia, is_link_local};
+use crate::index::{Facts, Hop, HostPlan, KernelEvent, is_link_local};
 use crate::names::{GATEWAY_IP6, GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, HOST_NEXT_HOP};
 use fairway_tables::{Ip, Mac, Prefix};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -108,7 +108,7 @@ pub fn reconcile(plan: &HostPlan) -> Result<(), PrepareError> {
     // One route that the kernel refuses must not keep the others out.
     let mut first_error = None;
     for (prefix, source) in &plan.routes {
-        let via = RouteVia { ifindex, gateway: Some(next_hop(prefix.addr())) };
+        let via = Hop { ifindex, gateway: Some(next_hop(prefix.addr())), weight: 1 };
         if routes.get(prefix) == Some(&(via, Some(*source))) {
             continue;
         }
@@ -152,7 +152,7 @@ fn neighbour_on(netlink: &mut Netlink, ifindex: u32, next_hop: Ip) -> Result<Opt
 }
 
 /// Next hop and source address of a route.
-type Origin = (RouteVia, Option<Ip>);
+type Origin = (Hop, Option<Ip>);
 
 fn our_routes(netlink: &mut Netlink, ifindex: u32) -> Result<BTreeMap<Prefix, Origin>, PrepareError> {
     let messages = netlink.routes()?;

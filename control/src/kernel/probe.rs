@@ -48,11 +48,10 @@ impl Prober {
     }
 
     /// The neighbours to ask for now, out of those that are needed.
-    pub fn due(&mut self, now: Instant, ifindex: u32, needed: impl Iterator<Item = Ip>) -> Vec<Ip> {
+    pub fn due(&mut self, now: Instant, needed: impl Iterator<Item = (u32, Ip)>) -> Vec<(u32, Ip)> {
         let mut due = Vec::new();
         let mut attempts = BTreeMap::new();
-        for ip in needed {
-            let key = (ifindex, ip);
+        for key in needed {
             let last = self.attempts.get(&key).copied();
             let pause = match self.trust.get(&key) {
                 Some(NeighbourTrust::Fresh) => continue,
@@ -62,7 +61,7 @@ impl Prober {
             match last {
                 Some(last) if now < last.at + pause => drop(attempts.insert(key, last)),
                 _ => {
-                    due.push(ip);
+                    due.push(key);
                     let next = last.map_or(MIN_PAUSE, |last| (last.pause * 2).min(MAX_PAUSE));
                     attempts.insert(key, Attempt { at: now, pause: next });
                 }
@@ -84,7 +83,7 @@ mod tests {
         let mut prober = Prober::default();
         let mut tries = Vec::new();
         for ms in (0..120_000).step_by(50) {
-            if !prober.due(start + Duration::from_millis(ms), 2, [ip].into_iter()).is_empty() {
+            if !prober.due(start + Duration::from_millis(ms), [(2, ip)].into_iter()).is_empty() {
                 tries.push(ms);
             }
         }
@@ -93,11 +92,11 @@ mod tests {
 
         let later = start + Duration::from_secs(200);
         prober.note(2, ip, NeighbourTrust::Fresh);
-        assert_eq!(prober.due(later, 2, [ip].into_iter()), []);
+        assert_eq!(prober.due(later, [(2, ip)].into_iter()), []);
         prober.note(2, ip, NeighbourTrust::Stale);
-        assert_eq!(prober.due(later, 2, [ip].into_iter()), [ip]);
-        assert_eq!(prober.due(later + Duration::from_secs(1), 2, [ip].into_iter()), []);
+        assert_eq!(prober.due(later, [(2, ip)].into_iter()), [(2, ip)]);
+        assert_eq!(prober.due(later + Duration::from_secs(1), [(2, ip)].into_iter()), []);
         prober.note(2, ip, NeighbourTrust::Unknown);
-        assert_eq!(prober.due(later + Duration::from_secs(1), 2, [ip].into_iter()), [ip]);
+        assert_eq!(prober.due(later + Duration::from_secs(1), [(2, ip)].into_iter()), [(2, ip)]);
     }
 }

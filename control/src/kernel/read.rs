@@ -1,16 +1,16 @@
 //! From rtnetlink messages to plain facts.
 
 use super::netlink::ROUTE_PROTOCOL;
-use crate::index::{Facts, KernelEvent, Link, RouteVia};
+use crate::index::{Facts, Hop, KernelEvent, KernelRoute, Link, Place, RouteKind};
 use fairway_tables::{Ip, Mac, Prefix};
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType, RouteVia as Via,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
 };
 use netlink_packet_route::rule::RuleAttribute;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -58,9 +58,8 @@ pub(super) fn meaning(message: &RouteNetlinkMessage, flags: u16) -> Meaning {
             out.events.extend(address(m).map(|(i, ip)| KernelEvent::AddressGone(i, ip)));
         }
         RouteNetlinkMessage::NewRoute(m) => {
-            let replaces = flags & NLM_F_REPLACE != 0 && flags & NLM_F_APPEND == 0;
-            let event = if replaces { KernelEvent::RouteReplaced } else { KernelEvent::Route };
-            out.events.extend(route(m).map(|(prefix, metric, via)| event(prefix, metric, via)));
+            let event = |(prefix, metric, route)| KernelEvent::Route(prefix, metric, route, place(flags));
+            out.events.extend(route(m).map(event));
         }
         RouteNetlinkMessage::DelRule(m) => {
             let ours = |a: &RuleAttribute| *a == RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
@@ -68,8 +67,8 @@ pub(super) fn meaning(message: &RouteNetlinkMessage, flags: u16) -> Meaning {
         }
         RouteNetlinkMessage::DelRoute(m) => {
             out.ours_gone = m.header.protocol == ROUTE_PROTOCOL.into();
-            out.events
-                .extend(route(m).map(|(p, metric, via)| KernelEvent::RouteGone(p, metric, via.ifindex)));
+            let event = |(prefix, metric, route)| KernelEvent::RouteGone(prefix, metric, route);
+            out.events.extend(route(m).map(event));
         }
         RouteNetlinkMessage::NewNeighbour(m) => {
             let Some((ip, mac)) = neighbour(m) else { return out };
@@ -104,7 +103,8 @@ pub(super) fn listing(messages: &[RouteNetlinkMessage]) -> (Facts, Vec<(u32, Ip,
     let mut facts = Facts::default();
     let mut trusts = Vec::new();
     for message in messages {
-        let meaning = meaning(message, 0);
+        // A listing comes in the kernel's own order.
+        let meaning = meaning(message, NLM_F_APPEND);
         meaning.events.iter().for_each(|event| facts.apply(event));
         trusts.extend(meaning.trust);
     }
@@ -120,7 +120,8 @@ fn link(message: &LinkMessage) -> Option<Link> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
     }
-    let mut link = Link { ifindex: message.header.index, name: String::new(), mac: Mac::ZERO, mtu: 0 };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let mut link = Link { ifindex: message.header.index, name: String::new(), mac: Mac::ZERO, mtu: 0, up };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name.clone(),
@@ -158,8 +159,8 @@ pub(super) fn ip_of(address: &RouteAddress) -> Option<Ip> {
 pub(super) fn gateway_of(attribute: &RouteAttribute) -> Option<Ip> {
     match attribute {
         RouteAttribute::Gateway(address) => ip_of(address),
-        RouteAttribute::Via(Via::Inet(ip)) => Some((*ip).into()),
-        RouteAttribute::Via(Via::Inet6(ip)) => Some((*ip).into()),
+        RouteAttribute::Via(RouteVia::Inet(ip)) => Some((*ip).into()),
+        RouteAttribute::Via(RouteVia::Inet6(ip)) => Some((*ip).into()),
         _ => None,
     }
 }
@@ -173,9 +174,31 @@ pub(super) fn table_of(message: &RouteMessage) -> u32 {
     long.unwrap_or(u32::from(message.header.table))
 }
 
-fn route(message: &RouteMessage) -> Option<(Prefix, u32, RouteVia)> {
+fn hop_of(hop: &RouteNextHop) -> Hop {
+    let gateway = hop.attributes.iter().find_map(gateway_of);
+    Hop { ifindex: hop.interface_index, gateway, weight: u32::from(hop.hops) + 1 }
+}
+
+/// Where an added route stands, by the flags of its announcement (as Linux 6.18 sets them).
+fn place(flags: u16) -> Place {
+    match flags {
+        _ if flags & NLM_F_APPEND != 0 => Place::Last,
+        _ if flags & NLM_F_REPLACE != 0 => Place::Instead,
+        _ if flags & NLM_F_EXCL != 0 => Place::Last,
+        _ => Place::First,
+    }
+}
+
+/// A route of the main table that any packet may take: by its destination alone.
+fn route(message: &RouteMessage) -> Option<(Prefix, u32, KernelRoute)> {
     let header = &message.header;
-    if header.kind != RouteType::Unicast || header.flags.contains(RouteFlags::Cloned) {
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::BlackHole => RouteKind::Blackhole,
+        RouteType::Unreachable | RouteType::Prohibit => RouteKind::Unreachable,
+        _ => return None,
+    };
+    if header.flags.contains(RouteFlags::Cloned) || header.tos != 0 || header.source_prefix_length != 0 {
         return None;
     }
     let default: IpAddr = match header.address_family {
@@ -185,37 +208,38 @@ fn route(message: &RouteMessage) -> Option<(Prefix, u32, RouteVia)> {
     };
     let mut destination = Ip::from(default);
     let mut metric = 0;
-    let mut via = RouteVia { ifindex: 0, gateway: None };
+    let mut only = Hop { ifindex: 0, gateway: None, weight: 1 };
+    let mut hops = Vec::new();
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address)?,
-            RouteAttribute::Oif(ifindex) => via.ifindex = *ifindex,
+            RouteAttribute::Oif(ifindex) => only.ifindex = *ifindex,
             RouteAttribute::Priority(priority) => metric = *priority,
-            // Of several equal paths a tunnel takes the first: its packets must keep their order.
-            RouteAttribute::MultiPath(hops) => {
-                let hop = hops.first()?;
-                via = RouteVia {
-                    ifindex: hop.interface_index,
-                    gateway: hop.attributes.iter().find_map(gateway_of),
-                };
-            }
-            other => via.gateway = gateway_of(other).or(via.gateway),
+            RouteAttribute::MultiPath(all) => hops = all.iter().map(hop_of).collect(),
+            other => only.gateway = gateway_of(other).or(only.gateway),
         }
     }
-    if table_of(message) != u32::from(RouteHeader::RT_TABLE_MAIN) || via.ifindex == 0 {
+    if kind != RouteKind::Unicast {
+        hops.clear();
+    } else if hops.is_empty() {
+        hops.push(only);
+    }
+    if table_of(message) != u32::from(RouteHeader::RT_TABLE_MAIN) || hops.iter().any(|hop| hop.ifindex == 0) {
         return None;
     }
-    Some((Prefix::new(destination, header.destination_prefix_length)?, metric, via))
+    let route = KernelRoute { kind, protocol: header.protocol.into(), hops };
+    Some((Prefix::new(destination, header.destination_prefix_length)?, metric, route))
 }
 
 /// Next hop, preferred source and origin of a route of the main table.
-pub(super) fn route_origin(message: &RouteMessage) -> Option<(Prefix, RouteVia, u8, Option<Ip>)> {
-    let (prefix, _, via) = route(message)?;
+pub(super) fn route_origin(message: &RouteMessage) -> Option<(Prefix, Hop, u8, Option<Ip>)> {
+    let (prefix, _, route) = route(message)?;
+    let hop = *route.hops.first()?;
     let source = message.attributes.iter().find_map(|a| match a {
         RouteAttribute::PrefSource(address) => ip_of(address),
         _ => None,
     });
-    Some((prefix, via, message.header.protocol.into(), source))
+    Some((prefix, hop, route.protocol, source))
 }
 
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(Ip, Option<Mac>)> {

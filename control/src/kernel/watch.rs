@@ -1,7 +1,7 @@
 //! The async shell around rtnetlink: lists everything, then follows the kernel's announcements, and lists
 //! again when some were lost or when the kernel is known not to announce what follows.
 
-use super::netlink::{Netlink, NetlinkError, messages};
+use super::netlink::{Netlink, NetlinkError, message_types, messages};
 use super::read::{self, NeighbourTrust};
 use crate::index::{Facts, KernelEvent};
 use fairway_tables::Ip;
@@ -11,13 +11,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Announcements: links, neighbours, IPv4 addresses, routes and rules, IPv6 addresses, routes and rules
-/// (RTNLGRP_* of linux/rtnetlink.h).
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+/// Announcements: links, neighbours, IPv4 addresses, routes and rules, IPv6 addresses, routes and rules, next hop
+/// objects (RTNLGRP_* of linux/rtnetlink.h).
+const GROUPS: [u32; 9] = [1, 3, 5, 7, 8, 9, 11, 19, 32];
 /// How soon everything is listed after an announcement that more changed than was announced.
 const RELIST_DELAY: Duration = Duration::from_millis(50);
 /// How often everything is listed although nothing seems lost.
 const RELIST_PERIOD: Duration = Duration::from_secs(60);
+/// The end of a next hop object (linux/rtnetlink.h), of which the messages' crate does not know.
+const RTM_DELNEXTHOP: u16 = 105;
 const RECEIVE_BUFFER_BYTES: i32 = 4 << 20;
 
 /// What the kernel said.
@@ -84,6 +86,10 @@ impl Subscription {
             let soon = Instant::now() + RELIST_DELAY;
             match received {
                 Ok((bytes, _)) => {
+                    // Routes go with their next hop object without a word.
+                    if message_types(&bytes).any(|kind| kind == RTM_DELNEXTHOP) {
+                        relist_at = relist_at.min(soon);
+                    }
                     for (header, payload) in messages(&bytes) {
                         let NetlinkPayload::InnerMessage(message) = payload else { continue };
                         let meaning = read::meaning(&message, header.flags);

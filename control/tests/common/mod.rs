@@ -1,8 +1,10 @@
 //! What several test files need: manifests of a small cluster, bounded waits, network namespaces.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod control;
+
 use fairway_control::core::Options;
-use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
+use fairway_control::index::{Facts, KernelEvent, KernelRoute, Link, Place};
 use fairway_control::kernel::{NeighbourTrust, Update};
 use fairway_control::names::{HOST_ENGINE_IF, HOST_KERNEL_IF, host_veth};
 use fairway_tables::{Ip, Mac};
@@ -128,7 +130,13 @@ pub(crate) fn files(list: &[(&str, String)]) -> Vec<fairway_control::manifests::
 }
 
 pub(crate) fn link(ifindex: u32, name: &str, mtu: u32) -> KernelEvent {
-    KernelEvent::Link(Link { ifindex, name: name.into(), mac: Mac([2, 0, 0, 0, 0, ifindex as u8]), mtu })
+    KernelEvent::Link(Link {
+        ifindex,
+        name: name.into(),
+        mac: Mac([2, 0, 0, 0, 0, ifindex as u8]),
+        mtu,
+        up: true,
+    })
 }
 
 pub(crate) fn kernel(pods: &[&str]) -> Vec<Update> {
@@ -138,7 +146,7 @@ pub(crate) fn kernel(pods: &[&str]) -> Vec<Update> {
         link(3, HOST_KERNEL_IF, 1450),
         link(4, HOST_ENGINE_IF, 1450),
         KernelEvent::Address(2, Ip::v4([192, 0, 2, 1])),
-        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, RouteVia { ifindex: 2, gateway: None }),
+        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, KernelRoute::direct(2), Place::Last),
         KernelEvent::Neighbour(2, Ip::v4([192, 0, 2, 2]), Some(Mac([2; 6]))),
     ];
     let veths = pods.iter().enumerate().map(|(i, pod)| link(10 + i as u32, &host_veth("default", pod), 1450));

@@ -35,6 +35,7 @@ pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, bound: &Bound) -> Res
         NextHopKind::Gateway => gateway(tables, &hop, dst),
         NextHopKind::Host => host(tables, &settings, ingress, bound),
         NextHopKind::Blackhole => Err(DropReason::Blackhole),
+        NextHopKind::Unreachable => Err(DropReason::Unreachable),
     }
 }
 

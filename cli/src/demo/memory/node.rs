@@ -4,7 +4,7 @@
 use super::engine::{Engine, MAX_PORTS};
 use super::error::{MemoryError, Result};
 use fairway_control::core::{Core, Options};
-use fairway_control::index::{Facts, KernelEvent, Link, RouteVia};
+use fairway_control::index::{Facts, KernelEvent, KernelRoute, Link, Place};
 use fairway_control::kernel::Update;
 use fairway_control::manifests::Look;
 use fairway_control::names;
@@ -155,14 +155,20 @@ fn kernel_facts(own: &NodeAddress, others: &[NodeAddress], host_mac: Mac, device
             names::HOST_KERNEL_IF => (host_mac, names::pod_mtu(UPLINK_MTU)),
             _ => (local, names::pod_mtu(UPLINK_MTU)),
         };
-        facts.apply(&KernelEvent::Link(Link { ifindex: number, name: ifname.to_owned(), mac, mtu }));
+        facts.apply(&KernelEvent::Link(Link {
+            ifindex: number,
+            name: ifname.to_owned(),
+            mac,
+            mtu,
+            up: true,
+        }));
     }
     let Some(uplink) = facts.link_named(UPLINK).map(|link| link.ifindex) else { return facts };
     let ip = |ip: Ipv4Addr| Ip::v4(ip.octets());
     facts.apply(&KernelEvent::Address(uplink, ip(own.ip)));
     let wire = Prefix::new(ip(own.ip.to_bits().wrapping_shr(8).wrapping_shl(8).into()), 24);
     if let Some(wire) = wire {
-        facts.apply(&KernelEvent::Route(wire, 0, RouteVia { ifindex: uplink, gateway: None }));
+        facts.apply(&KernelEvent::Route(wire, 0, KernelRoute::direct(uplink), Place::Last));
     }
     for other in others.iter().filter(|other| other.name != own.name) {
         facts.apply(&KernelEvent::Neighbour(uplink, ip(other.ip), Some(other.mac)));
