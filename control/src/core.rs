@@ -190,7 +190,8 @@ impl Core {
     }
 
     fn apply(&mut self, event: Event, touched: &mut BTreeSet<Key>) {
-        self.plan_is_old |= concerns_host_plan(&event);
+        self.plan_is_old |=
+            concerns_host_plan(&event) || self.index.has_enis() && !matches!(event, Event::Kernel(_));
         self.checks_are_old |= concerns_health_checks(&event);
         touched.extend(self.index.apply(event).into_iter().map(|(key, _)| key));
     }
@@ -396,8 +397,8 @@ fn some_of(names: &BTreeSet<String>) -> String {
 /// service addresses, the uplink and the host veth.
 fn concerns_host_plan(event: &Event) -> bool {
     match event {
-        Event::Upsert(object) => matches!(object, Object::Node(_) | Object::Service(_)),
-        Event::Delete(key) => matches!(key.kind, Kind::Node | Kind::Service),
+        Event::Upsert(object) => matches!(object, Object::Node(_) | Object::Service(_) | Object::NodeEnis(_)),
+        Event::Delete(key) => matches!(key.kind, Kind::Node | Kind::Service | Kind::NodeEnis),
         Event::Kernel(event) => !matches!(
             event,
             KernelEvent::Route(..)

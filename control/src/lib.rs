@@ -9,6 +9,7 @@ pub mod app;
 pub mod convert;
 pub mod core;
 pub mod encapsulation;
+pub mod enis;
 pub mod fallback;
 pub mod health;
 pub mod index;

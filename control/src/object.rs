@@ -2,6 +2,7 @@
 //! Kubernetes objects ([`crate::convert`]); the index knows nothing else of Kubernetes.
 
 use crate::encapsulation::Pool;
+use crate::enis::NodeEnis;
 use crate::masquerade::MasqueradeConfig;
 use fairway_tables::{Ip, Mac, Prefix};
 use std::fmt;
@@ -25,6 +26,8 @@ pub enum Kind {
     FlannelConfig,
     /// The v1 ConfigMap of ip-masq-agent.
     MasqueradeConfig,
+    /// network.alibabacloud.com/v1beta1 Node: a node's ENIs.
+    NodeEnis,
 }
 
 /// Identity of an object. The namespace of a Node or Namespace is empty.
@@ -245,6 +248,8 @@ pub enum Object {
     Pool(Pool),
     /// Whose sources are translated.
     Masquerade(MasqueradeConfig),
+    /// Network interfaces of a node that its pods share.
+    NodeEnis(NodeEnis),
 }
 
 impl Object {
@@ -258,6 +263,7 @@ impl Object {
             Object::EndpointSlice(s) => ObjectKey::new(Kind::EndpointSlice, &s.namespace, &s.name),
             Object::Pool(pool) => pool.key(),
             Object::Masquerade(m) => ObjectKey::new(Kind::MasqueradeConfig, &m.namespace, &m.name),
+            Object::NodeEnis(enis) => ObjectKey::new(Kind::NodeEnis, "", &enis.node),
         }
     }
 }

@@ -354,7 +354,7 @@ mod tests {
         let mut publisher = Publisher::new(writer, UNLIMITED);
         let mut desired: Model = (0..7).map(route).collect();
         let ip = Ip::v4([10, 0, 0, 9]);
-        let endpoint = fairway_tables::Endpoint { port: PortId(2), mac: Mac([2; 6]) };
+        let endpoint = fairway_tables::Endpoint::new(PortId(2), Mac([2; 6]));
         desired.insert(Key::Endpoint(ip), Value::Endpoint(endpoint));
         let keys: Vec<Key> = desired.keys().copied().collect();
         let outcome = publisher.publish(&desired, keys);

@@ -2,6 +2,7 @@
 //! change equal those of an index that only ever saw the end state.
 
 use fairway_control::encapsulation::{Encapsulation, Pool, When};
+use fairway_control::enis::{Eni, NodeEnis};
 use fairway_control::index::{
     Config, DirectRoutes, Event, Hop, Index, KernelEvent, KernelRoute, Link, NodePortAddresses, Place,
     RouteKind, UPLINK_PORT,
@@ -13,6 +14,7 @@ use fairway_control::object::{
 };
 use fairway_tables::{Ip, Mac, Prefix};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn config(uplink: Option<&str>, direct_routes: DirectRoutes) -> Config {
     Config {
@@ -162,13 +164,29 @@ fn pool() -> impl Strategy<Value = Object> {
     )
 }
 
+/// ENIs whose Ethernet addresses some links have, with addresses that some pods have.
+fn node_enis() -> impl Strategy<Value = Object> {
+    let ips = proptest::collection::btree_set((1u8..12).prop_map(|i| Ip::v4([10, 244, 0, i])), 0..4);
+    let enis = proptest::collection::btree_map(0u8..4, (ips, any::<bool>()), 0..3);
+    (0u8..2, enis).prop_map(|(n, enis)| {
+        let eni = |(mac, (ips, subnet)): (u8, (BTreeSet<Ip>, bool))| Eni {
+            id: format!("eni-{mac}"),
+            mac: Mac([2, 0, 0, 0, 0, mac]),
+            subnets: if subnet { vec![prefix(0, 24)] } else { vec![] },
+            ips,
+        };
+        Object::NodeEnis(NodeEnis { node: format!("n{n}"), enis: enis.into_iter().map(eni).collect() })
+    })
+}
+
 fn deletion() -> impl Strategy<Value = Event> {
-    (0u8..5, 0u8..8).prop_map(|(kind, n)| {
+    (0u8..6, 0u8..8).prop_map(|(kind, n)| {
         let (kind, namespace, name) = match kind {
             0 => (Kind::Node, "", format!("n{}", n % 4)),
             1 => (Kind::Pod, "default", format!("p{n}")),
             2 => (Kind::Service, "default", format!("s{}", n % 3)),
             3 => (Kind::IpPool, "", format!("pool{}", n % 3)),
+            4 => (Kind::NodeEnis, "", format!("n{}", n % 2)),
             _ => (Kind::EndpointSlice, "default", format!("e{}", n % 4)),
         };
         Event::Delete(ObjectKey::new(kind, namespace, &name))
@@ -262,6 +280,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => service().prop_map(Event::Upsert),
         2 => slice().prop_map(Event::Upsert),
         1 => pool().prop_map(Event::Upsert),
+        1 => node_enis().prop_map(Event::Upsert),
         3 => deletion(),
         8 => kernel().prop_map(Event::Kernel),
     ]

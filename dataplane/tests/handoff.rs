@@ -156,7 +156,7 @@ fn a_handoff_wakes_a_sleeping_owner() {
 fn workers_that_go_over_to_other_tables_forget_what_they_knew_from_the_former() {
     let mut rig = Rig::new(2, ADAPTIVE);
     let elsewhere = |n, port| {
-        let endpoint = Endpoint { port: addr::pod_port(port), mac: addr::pod_mac(n) };
+        let endpoint = Endpoint::new(addr::pod_port(port), addr::pod_mac(n));
         Op::SetEndpoint(Ip::v4(addr::pod(n)), endpoint)
     };
     rig.world.apply(elsewhere(3, 2));

@@ -345,7 +345,7 @@ fn a_changed_table_takes_effect_on_running_flows() {
     assert_eq!(world.send(addr::pod_port(0), &frame).unwrap().0, addr::pod_port(1));
     // The pod was moved to another port, with another Ethernet address.
     let mac = Mac([0x0a, 0x58, 9, 9, 9, 9]);
-    world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), Endpoint { port: addr::pod_port(3), mac }));
+    world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), Endpoint::new(addr::pod_port(3), mac)));
     let (port, out) = world.send(addr::pod_port(0), &frame).unwrap();
     assert_eq!((port, look(&out).dst_mac), (addr::pod_port(3), mac.0));
     let counters = &world.worker.counters;

@@ -105,7 +105,7 @@ fn a_table_change_reaches_every_worker() {
     rig.receive(addr::pod_port(1));
     rig.world.apply(Op::SetEndpoint(
         fairway_tables::Ip::v4(addr::pod(1)),
-        fairway_tables::Endpoint { port: addr::pod_port(3), mac: addr::pod_mac(1) },
+        fairway_tables::Endpoint::new(addr::pod_port(3), addr::pod_mac(1)),
     ));
     rig.send(addr::pod_port(0), &frame);
     rig.receive(addr::pod_port(3));

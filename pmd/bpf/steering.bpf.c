@@ -35,7 +35,7 @@
 #define MAX_NODE_ADDRESSES 256
 #define MAX_TUNNEL_PORTS 16
 #define MAX_PROTOCOLS 4
-#define MAX_POD_PREFIXES 256
+#define MAX_POD_PREFIXES 1024
 #define MAX_FRONTENDS 131072
 #define MAX_SNAT_ADDRESSES 16
 
@@ -312,8 +312,9 @@ static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return 0;
 	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
-	// Extension headers, the fragment header among them, stay with the kernel.
-	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
+	if (is_pod(&daddr))
+		return 1;
+	// Of all else extension headers, the fragment header among them, stay with the kernel.
 	if (ip->nexthdr == IPPROTO_UDP && is_tunnel(&daddr, ip + 1, data_end))
 		return 1;
 	if (is_translated(&daddr, ip->nexthdr, ip + 1, data_end))

@@ -48,6 +48,11 @@ pub struct Port {
     pub mac: Mac,
     /// Ethernet address of the one station behind a host port; zero elsewhere.
     pub peer_mac: Mac,
+    /// Of an uplink to which endpoints are bound ([`Endpoint::uplink`]): the neighbour that leads out of its subnet, for
+    /// IPv4. Unspecified: none.
+    pub gateway: Ip,
+    /// The same for IPv6.
+    pub gateway6: Ip,
 }
 
 impl Port {
@@ -58,7 +63,15 @@ impl Port {
         }
         let mut name = [0; 16];
         name[..ifname.len()].copy_from_slice(ifname.as_bytes());
-        Some(Port { ifname: name, kind: kind as u32 + 1, mtu, mac, peer_mac })
+        let (gateway, gateway6) = (Ip::UNSPECIFIED, Ip::UNSPECIFIED);
+        Some(Port { ifname: name, kind: kind as u32 + 1, mtu, mac, peer_mac, gateway, gateway6 })
+    }
+
+    /// The gateway of a family, if there is one.
+    #[inline]
+    pub fn gateway_for(&self, is_v4: bool) -> Option<Ip> {
+        let gateway = if is_v4 { self.gateway } else { self.gateway6 };
+        (gateway != Ip::UNSPECIFIED).then_some(gateway)
     }
 
     /// The device's name; empty if the record holds no valid UTF-8.
@@ -85,8 +98,22 @@ impl Port {
 pub struct Endpoint {
     /// The port behind which the pod lives.
     pub port: PortId,
+    /// The uplink that the address belongs to: what the pod sends leaves the node there. [`PortId::NONE`]: by routes.
+    pub uplink: PortId,
     /// The pod's own Ethernet address.
     pub mac: Mac,
+}
+
+impl Endpoint {
+    /// An address that belongs to no uplink.
+    pub fn new(port: PortId, mac: Mac) -> Endpoint {
+        Endpoint { port, uplink: PortId::NONE, mac }
+    }
+
+    /// The uplink that the address belongs to.
+    pub fn bound_to(&self) -> Option<PortId> {
+        (self.uplink != PortId::NONE).then_some(self.uplink)
+    }
 }
 
 /// What to do with a packet that a route matches.

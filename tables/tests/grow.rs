@@ -35,7 +35,7 @@ fn first_entries() -> Vec<Op> {
     let other = NextHop::new(NextHopKind::Gateway, Ip::v4([192, 0, 2, 2]), PortId(0));
     let paths = Group::new([(hop, 1), (other, 2)]).unwrap();
     vec![
-        Op::SetEndpoint(Ip::v4([10, 0, 0, 1]), Endpoint { port: PortId(0), mac: Mac::ZERO }),
+        Op::SetEndpoint(Ip::v4([10, 0, 0, 1]), Endpoint::new(PortId(0), Mac::ZERO)),
         Op::SetRoute("0.0.0.0/0".parse().unwrap(), hop),
         Op::SetRoute("10.0.0.128/25".parse().unwrap(), hop),
         Op::SetPaths("10.8.0.0/16".parse().unwrap(), Box::new(paths)),

@@ -97,7 +97,7 @@ proptest! {
             file.write_all_at(&word.to_ne_bytes(), place).unwrap();
         }
         for n in 0..200 {
-            let _ = writer.apply(&[Op::SetEndpoint(Ip::v4([10, 0, 0, n]), Endpoint { port: PortId(0), mac: Mac::ZERO })]);
+            let _ = writer.apply(&[Op::SetEndpoint(Ip::v4([10, 0, 0, n]), Endpoint::new(PortId(0), Mac::ZERO))]);
             reader.quiescent();
         }
         drop((writer, reader));

@@ -45,7 +45,7 @@ fn look_ups_and_quiescent_states_allocate_nothing() {
         .apply(&[
             Op::SetRoute("10.0.0.0/30".parse().unwrap(), hop),
             Op::SetRoute("fd00::/64".parse().unwrap(), hop),
-            Op::SetEndpoint(ip(1), Endpoint { port: PortId(0), mac: Mac::ZERO }),
+            Op::SetEndpoint(ip(1), Endpoint::new(PortId(0), Mac::ZERO)),
             Op::SetService(key, Service { id: 1, flags: 0, affinity_timeout_s: 0 }, backends.into()),
         ])
         .unwrap();

@@ -34,7 +34,7 @@ fn route(prefix: &str, n: u8) -> Op {
 }
 
 fn endpoint(n: u8) -> Op {
-    Op::SetEndpoint(Ip::v4([10, 0, 0, n]), Endpoint { port: PortId(0), mac: Mac::ZERO })
+    Op::SetEndpoint(Ip::v4([10, 0, 0, n]), Endpoint::new(PortId(0), Mac::ZERO))
 }
 
 fn service(n: u8, backends: usize) -> Op {
@@ -269,7 +269,7 @@ fn every_table_of_a_former_writer_holds_retired_entries_back() {
     let mac = Mac([2; 6]);
     writer
         .apply(&[
-            Op::SetEndpoint(Ip::v4([10, 0, 0, 1]), Endpoint { port: PortId(1), mac }),
+            Op::SetEndpoint(Ip::v4([10, 0, 0, 1]), Endpoint::new(PortId(1), mac)),
             Op::DelService(ServiceKey::new(Ip::v4([10, 96, 0, 1]), 80, 6)),
             Op::DelRoute("10.1.0.0/30".parse().unwrap()),
             route("10.2.0.0/16", 2),

@@ -46,6 +46,7 @@ impl Index {
             Source::Pod(namespace, name) => self.compile_pod(&(namespace.clone(), name.clone())),
             Source::Service(namespace, name) => self.compile_service(&(namespace.clone(), name.clone())),
             Source::Pools => self.compile_pools(),
+            Source::Enis => self.compile_enis(),
             Source::Kernel(_) => Contribution::new(),
         }
     }
@@ -55,8 +56,7 @@ impl Index {
         let mut out = Contribution::new();
         let uplink = self.uplink.and_then(|i| self.facts.links.get(&i));
         if let Some(link) = uplink {
-            let port = tables::Port::new(&link.name, PortKind::Uplink, link.mtu, link.mac, tables::Mac::ZERO);
-            out.extend(port.map(|p| (Key::Port(UPLINK_PORT), Value::Port(p))));
+            out.extend(self.uplink_record(link).map(|port| (Key::Port(UPLINK_PORT), Value::Port(port))));
         }
         let kernel_end = self.facts.link_named(names::HOST_KERNEL_IF);
         let engine_end = self.facts.link_named(names::HOST_ENGINE_IF);
@@ -216,7 +216,11 @@ impl Index {
         // One interface, one Ethernet address: that of the pod's first address.
         let mac = names::pod_mac(pod.ips[0]);
         for ip in &pod.ips {
-            out.insert(Key::Endpoint(*ip), Value::Endpoint(tables::Endpoint { port, mac }));
+            let uplink = self.endpoint_uplink(*ip);
+            out.insert(Key::Endpoint(*ip), Value::Endpoint(tables::Endpoint { port, uplink, mac }));
+            if uplink != PortId::NONE {
+                out.insert(Key::Route(Prefix::host(*ip)), route(NextHopKind::Local, Ip::UNSPECIFIED));
+            }
         }
         out
     }

@@ -29,8 +29,16 @@ fn next_hops(value: Option<&Value>) -> impl Iterator<Item = NextHop> + '_ {
     one.into_iter().chain(several.into_iter().flatten())
 }
 
-/// The neighbours that a route's next hops lead to.
-pub(super) fn neighbours(prefix: Prefix, value: Option<&Value>) -> BTreeSet<(PortId, Ip)> {
+/// The neighbours that a route's next hops, or what is bound to a port, lead to.
+pub(super) fn neighbours(key: &Key, value: Option<&Value>) -> BTreeSet<(PortId, Ip)> {
+    let prefix = match (key, value) {
+        (Key::Route(prefix), _) => prefix,
+        (Key::Port(id), Some(Value::Port(port))) => {
+            let gateways = [true, false].into_iter().filter_map(|is_v4| port.gateway_for(is_v4));
+            return gateways.map(|gateway| (*id, gateway)).collect();
+        }
+        _ => return BTreeSet::new(),
+    };
     let gateways = next_hops(value).filter(|hop| hop.kind() == Some(NextHopKind::Gateway));
     gateways
         .map(|hop| (hop.port, if hop.addr == Ip::UNSPECIFIED { prefix.addr() } else { hop.addr }))
@@ -120,21 +128,30 @@ impl Index {
 
     /// The port of a link that is an uplink.
     pub(super) fn uplink_port(&self, ifindex: u32) -> Option<PortId> {
-        (self.uplink == Some(ifindex)).then_some(UPLINK_PORT)
+        let first = (self.uplink == Some(ifindex)).then_some(UPLINK_PORT);
+        first.or_else(|| self.eni_ports.get(&ifindex).copied())
     }
 
     /// The link behind an uplink's port.
     pub(super) fn uplink_ifindex(&self, port: PortId) -> Option<u32> {
-        self.uplink.filter(|_| port == UPLINK_PORT)
+        let eni = || self.eni_ports.iter().find(|(_, p)| **p == port).map(|(ifindex, _)| *ifindex);
+        self.uplink.filter(|_| port == UPLINK_PORT).or_else(eni)
+    }
+
+    fn link_name(&self, ifindex: u32) -> &str {
+        self.facts.links.get(&ifindex).map_or("a link that is gone", |link| link.name.as_str())
     }
 
     pub(super) fn pending_kernel_routes(&self, push: &mut impl FnMut(String, String)) {
-        for ((port, ip), routes) in &self.route_neighbours {
+        for ((port, ip), routes) in &self.needed_neighbours {
             let Some(ifindex) = self.uplink_ifindex(*port) else { continue };
             if !self.facts.neighbours.contains_key(&(ifindex, *ip)) && !self.next_hop_users.contains_key(ip) {
                 push(
                     format!("next hop {ip}"),
-                    format!("it does not answer on the uplink yet; {routes} routes lead through it"),
+                    format!(
+                        "it does not answer on {} yet; {routes} routes or ENIs lead through it",
+                        self.link_name(ifindex)
+                    ),
                 );
             }
         }

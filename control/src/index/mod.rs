@@ -5,6 +5,7 @@
 
 mod alloc;
 mod compile;
+mod enis;
 mod facts;
 mod fallback;
 mod kernel_routes;
@@ -23,6 +24,7 @@ pub use routes::{Hop, KernelRoute, Place, RouteKind, Routes};
 pub use services::{HealthCheck, NodePortAddresses};
 
 use crate::encapsulation::Pool;
+use crate::enis::NodeEnis;
 use crate::masquerade::{MasqueradeConfig, NatOptions};
 use crate::model::{Change, Key, Model, Value};
 use crate::names;
@@ -87,6 +89,8 @@ enum Source {
     Service(String, String),
     /// Ranges of pods of which no more is known.
     Pools,
+    /// This node's ENIs.
+    Enis,
     /// What the kernel's table says of a prefix. Contributes nothing, for there may be a million: see
     /// [`Index::winner`](kernel_routes).
     Kernel(Prefix),
@@ -108,12 +112,16 @@ pub struct Index {
     slices: BTreeMap<Name, EndpointSlice>,
     pools: BTreeMap<ObjectKey, Pool>,
     masquerade_configs: BTreeMap<ObjectKey, MasqueradeConfig>,
+    /// Nodes' ENIs by the node's name.
+    enis: BTreeMap<String, NodeEnis>,
     facts: Facts,
 
     /// Number of the uplink's link.
     uplink: Option<u32>,
     /// Addresses of this node on which node ports answer.
     node_port_ips: BTreeSet<Ip>,
+    /// Ports of the links that are this node's ENIs.
+    eni_ports: BTreeMap<u32, PortId>,
     /// Slice names by the service that they belong to.
     slices_by_service: BTreeMap<Name, BTreeSet<String>>,
     /// This node's pods by the name of their veth.
@@ -121,8 +129,8 @@ pub struct Index {
     /// Remote nodes by the neighbour that leads to them, and the reverse.
     next_hop_users: BTreeMap<Ip, BTreeSet<String>>,
     next_hop_of: BTreeMap<String, Ip>,
-    /// How many routes lead to a neighbour, by its port and address.
-    route_neighbours: BTreeMap<(PortId, Ip), usize>,
+    /// How many routes, or ports to which endpoints are bound, lead to a neighbour, by its port and address.
+    needed_neighbours: BTreeMap<(PortId, Ip), usize>,
     /// Neighbours, by link, that began or ceased to be needed.
     neighbours_touched: BTreeSet<(u32, Ip)>,
 
@@ -166,16 +174,18 @@ impl Index {
             slices: BTreeMap::new(),
             pools: BTreeMap::new(),
             masquerade_configs: BTreeMap::new(),
+            enis: BTreeMap::new(),
             facts: Facts::default(),
             uplink: None,
             node_port_ips: BTreeSet::new(),
+            eni_ports: BTreeMap::new(),
             waiting_for_port: BTreeSet::new(),
             freed_port: false,
             slices_by_service: BTreeMap::new(),
             pods_by_veth: BTreeMap::new(),
             next_hop_users: BTreeMap::new(),
             next_hop_of: BTreeMap::new(),
-            route_neighbours: BTreeMap::new(),
+            needed_neighbours: BTreeMap::new(),
             neighbours_touched: BTreeSet::new(),
             contributions: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -199,7 +209,9 @@ impl Index {
         self.port_ids.release_unclaimed();
         self.service_ids.release_unclaimed();
         let waiting = std::mem::take(&mut self.waiting_for_port);
-        self.settle(waiting.into_iter().map(|(namespace, name)| Source::Pod(namespace, name)).collect())
+        let mut dirty = waiting.into_iter().map(|(namespace, name)| Source::Pod(namespace, name)).collect();
+        self.find_enis(&mut dirty);
+        self.settle(dirty)
     }
 
     /// Takes in one event and returns what changes in the tables.
@@ -236,6 +248,10 @@ impl Index {
             Object::Masquerade(config) => {
                 self.masquerade_configs.insert(key, config);
                 self.everything_on_the_uplink(dirty);
+            }
+            Object::NodeEnis(enis) => {
+                self.enis.insert(enis.node.clone(), enis);
+                self.enis_touched(dirty);
             }
             Object::Pod(pod) => {
                 let key = (pod.namespace.clone(), pod.name.clone());
@@ -286,6 +302,10 @@ impl Index {
             Kind::MasqueradeConfig => {
                 self.masquerade_configs.remove(key);
                 self.everything_on_the_uplink(dirty);
+            }
+            Kind::NodeEnis => {
+                self.enis.remove(&key.name);
+                self.enis_touched(dirty);
             }
             Kind::Pod => {
                 self.forget_veth(&name);
@@ -342,6 +362,9 @@ impl Index {
         }
         let uplink = self.find_uplink();
         self.set_uplink(uplink, dirty);
+        if matches!(event, KernelEvent::Link(_) | KernelEvent::LinkGone(_)) {
+            self.find_enis(dirty);
+        }
     }
 
     fn set_uplink(&mut self, uplink: Option<u32>, dirty: &mut BTreeSet<Source>) {
@@ -349,6 +372,9 @@ impl Index {
             self.everything_on_the_uplink(dirty);
             self.uplink = uplink;
             self.everything_on_the_uplink(dirty);
+            if self.has_enis() {
+                self.enis_touched(dirty);
+            }
         }
     }
 
@@ -386,8 +412,8 @@ impl Index {
         dirty.insert(Source::Local);
         dirty.extend(self.nodes.keys().map(|name| Source::Node(name.clone())));
         dirty.insert(Source::Pools);
-        if let Some(ifindex) = self.uplink {
-            dirty.extend(self.facts.routes.through(ifindex).map(Source::Kernel));
+        for ifindex in self.uplink.iter().chain(self.eni_ports.keys()) {
+            dirty.extend(self.facts.routes.through(*ifindex).map(Source::Kernel));
         }
         dirty.extend(self.next_hops().map(|(ifindex, ip)| Source::NextHop(ifindex, ip)));
     }
@@ -400,6 +426,9 @@ impl Index {
             || link.name == names::HOST_ENGINE_IF
         {
             dirty.insert(Source::Local);
+        }
+        if self.eni_ports.contains_key(&ifindex) {
+            self.everything_on_enis(dirty);
         }
         dirty.extend(self.facts.routes.through(ifindex).map(Source::Kernel));
         // Its neighbours and routes may go with it.

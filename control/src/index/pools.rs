@@ -61,7 +61,7 @@ impl Index {
     /// What uplinks take beside VXLAN and UDP: bits of [`Settings`].
     pub(super) fn takes(&self) -> u32 {
         let ipip = self.pools().any(|pool| pool.encapsulation == Encapsulation::Ipip);
-        let direct = self.pools().any(Pool::is_sometimes_direct);
+        let direct = self.has_enis() || self.pools().any(Pool::is_sometimes_direct);
         let clamp = u32::from(self.config.clamp_mss) * Settings::CLAMP_MSS;
         u32::from(ipip) * Settings::TAKES_IPIP + u32::from(direct) * Settings::TAKES_DIRECT + clamp
     }
@@ -72,16 +72,22 @@ impl Index {
         overheads.max().unwrap_or(names::VXLAN_OVERHEAD)
     }
 
-    /// How packets reach the pods of a remote node. IPv6 goes by VXLAN whatever the pools say: by the network of the
+    /// How packets reach the pods of a remote node. IPv6 ranges that are in no pool go by VXLAN: by the network of the
     /// node's IPv4 pods, if these have one.
     pub(super) fn ways_to(&self, node: &Node) -> Vec<(Prefix, Encapsulation)> {
         let same_subnet = self.is_in_subnet(node);
-        let (v4, v6): (Vec<Prefix>, Vec<Prefix>) =
+        let (v4, v6): (Vec<&Prefix>, Vec<&Prefix>) =
             node.pod_cidrs.iter().partition(|cidr| cidr.addr().is_v4());
         let mut ways: Vec<_> =
             v4.iter().flat_map(|cidr| encapsulation::ways(self.pools(), cidr, same_subnet)).collect();
         let vxlan = ways.iter().map(|(_, way)| *way).find(|way| way.vxlan(self.own_vxlan()).is_some());
-        ways.extend(v6.into_iter().map(|cidr| (cidr, vxlan.unwrap_or(Encapsulation::Vxlan))));
+        for cidr in v6 {
+            if self.pools().any(|pool| pool.cidrs.iter().any(|pooled| pooled.overlaps(cidr))) {
+                ways.extend(encapsulation::ways(self.pools(), cidr, same_subnet));
+            } else {
+                ways.push((*cidr, vxlan.unwrap_or(Encapsulation::Vxlan)));
+            }
+        }
         ways
     }
 

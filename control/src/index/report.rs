@@ -39,6 +39,7 @@ impl Index {
         let addresses: BTreeSet<Ip> = local.pod_cidrs.iter().map(host_address).collect();
         let source = |of: Ip| addresses.iter().copied().find(|ip| ip.is_v4() == of.is_v4());
         let mut routes = BTreeMap::new();
+        let on_enis = self.pods_on_enis().map(Prefix::host);
         let pods = self.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
         let one_by_one = service_cidrs.is_empty();
         let services = self.services.values().filter(|_| one_by_one).flat_map(|s| s.cluster_ips.iter());
@@ -50,7 +51,7 @@ impl Index {
         let node_ports: &[Ip] = if self.services.values().any(has_node_port) { &NODE_PORTS } else { &[] };
         let services = services.chain(node_ports);
         let services = services.map(|ip| Prefix::host(*ip)).chain(service_cidrs.iter().copied());
-        for prefix in pods.chain(services) {
+        for prefix in pods.chain(services).chain(on_enis) {
             if let Some(source) = source(prefix.addr()) {
                 routes.insert(prefix, source);
             }
@@ -72,10 +73,10 @@ impl Index {
     /// The neighbours on uplinks that tunnels and routes lead through, each with its link.
     pub fn next_hops(&self) -> impl Iterator<Item = (u32, Ip)> + '_ {
         let of_tunnels = self.uplink.into_iter().flat_map(|uplink| {
-            let only_theirs = |ip: &&Ip| !self.route_neighbours.contains_key(&(super::UPLINK_PORT, **ip));
+            let only_theirs = |ip: &&Ip| !self.needed_neighbours.contains_key(&(super::UPLINK_PORT, **ip));
             self.next_hop_users.keys().filter(only_theirs).map(move |ip| (uplink, *ip))
         });
-        let of_routes = self.route_neighbours.keys();
+        let of_routes = self.needed_neighbours.keys();
         of_tunnels.chain(of_routes.filter_map(|(port, ip)| Some((self.uplink_ifindex(*port)?, *ip))))
     }
 
@@ -83,7 +84,7 @@ impl Index {
     pub fn is_next_hop(&self, ifindex: u32, ip: Ip) -> bool {
         let of_tunnel = self.uplink == Some(ifindex) && self.next_hop_users.contains_key(&ip);
         let port = self.uplink_port(ifindex);
-        of_tunnel || port.is_some_and(|port| self.route_neighbours.contains_key(&(port, ip)))
+        of_tunnel || port.is_some_and(|port| self.needed_neighbours.contains_key(&(port, ip)))
     }
 
     /// How many objects of each kind are known.
@@ -95,6 +96,7 @@ impl Index {
             ("services", self.services.len()),
             ("endpointslices", self.slices.len()),
             ("pools", self.pools.len()),
+            ("nodes_with_enis", self.enis.len()),
         ])
     }
 
@@ -106,6 +108,7 @@ impl Index {
             super::Source::Node(name) => object(Kind::Node, "", name),
             super::Source::NextHop(_, ip) => format!("neighbour {ip}"),
             super::Source::Pools => "the pools".to_owned(),
+            super::Source::Enis => object(Kind::NodeEnis, "", &self.config.node),
             super::Source::Kernel(prefix) => format!("the kernel's route {prefix}"),
             super::Source::Pod(namespace, name) => object(Kind::Pod, namespace, name),
             super::Source::Service(namespace, name) => object(Kind::Service, namespace, name),
@@ -195,6 +198,7 @@ impl Index {
         self.pending_tunnels(&mut push);
         self.pending_pools(&mut push);
         self.pending_kernel_routes(&mut push);
+        self.pending_enis(&mut push);
         self.pending_masquerade(&mut push);
         out
     }

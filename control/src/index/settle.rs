@@ -26,6 +26,9 @@ impl Index {
             let freed = std::mem::take(&mut self.freed_port);
             let waiting = if freed { std::mem::take(&mut self.waiting_for_port) } else { BTreeSet::new() };
             dirty = waiting.into_iter().map(|(namespace, name)| Source::Pod(namespace, name)).collect();
+            if freed {
+                self.find_enis(&mut dirty);
+            }
         }
         let touched = std::mem::take(&mut self.neighbours_touched);
         neighbours.extend(touched.into_iter().map(|(ifindex, ip)| Source::NextHop(ifindex, ip)));
@@ -79,19 +82,18 @@ impl Index {
             .extend(turned.into_iter().flat_map(|prefix| self.facts.routes.inside(prefix)).map(Key::Route));
     }
 
-    /// Keeps count of the neighbours that routes lead to, before the model takes over a key's new value.
+    /// Keeps count of the neighbours that entries lead to, before the model takes over a key's new value.
     fn count_neighbours(&mut self, key: &Key, new: Option<&Value>) {
-        let Key::Route(prefix) = key else { return };
-        let (old, new) = (neighbours(*prefix, self.model.get(key)), neighbours(*prefix, new));
+        let (old, new) = (neighbours(key, self.model.get(key)), neighbours(key, new));
         for (port, ip) in old.difference(&new) {
-            let count = self.route_neighbours.entry((*port, *ip)).or_default();
+            let count = self.needed_neighbours.entry((*port, *ip)).or_default();
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.route_neighbours.remove(&(*port, *ip));
+                self.needed_neighbours.remove(&(*port, *ip));
             }
         }
         for (port, ip) in new.difference(&old) {
-            *self.route_neighbours.entry((*port, *ip)).or_default() += 1;
+            *self.needed_neighbours.entry((*port, *ip)).or_default() += 1;
         }
         for (port, ip) in old.symmetric_difference(&new) {
             self.neighbours_touched.extend(self.uplink_ifindex(*port).map(|ifindex| (ifindex, *ip)));

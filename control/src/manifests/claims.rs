@@ -2,7 +2,7 @@
 //! change conflicts with anything at a cost that follows the change. Which object then yields, and with which
 //! words, is for [`super::conflicts`] to say, from all objects.
 
-use super::conflicts::{addresses_of, misplaced, node_ports_of, overlapping};
+use super::conflicts::{addresses_of, addresses_of_enis, misplaced, node_ports_of, overlapping};
 use crate::encapsulation::Pool;
 use crate::object::{Kind, Node, Object, ObjectKey, Pod};
 use fairway_tables::{Ip, Prefix};
@@ -23,6 +23,11 @@ pub(super) struct Claims {
     node_ports: BTreeMap<(u16, u8), ObjectKey>,
     /// A handful at most.
     pools: Vec<Pool>,
+    /// What nodes' ENIs have, and of that the addresses by node.
+    on_enis: BTreeSet<String>,
+    eni_ips: BTreeMap<String, BTreeSet<Ip>>,
+    /// Nodes whose pods may be misplaced now.
+    unsettled: BTreeSet<String>,
 }
 
 impl Claims {
@@ -59,6 +64,12 @@ impl Claims {
                 self.pools.push(pool.clone());
                 fits
             }
+            Object::NodeEnis(node) => {
+                let ips = node.enis.iter().flat_map(|eni| eni.ips.iter().copied());
+                self.eni_ips.insert(node.node.clone(), ips.collect());
+                self.unsettled.insert(node.node.clone());
+                addresses_of_enis(node).all(|(address, _)| self.on_enis.insert(address))
+            }
             Object::Namespace(_) | Object::EndpointSlice(_) | Object::Masquerade(_) => true,
         }
     }
@@ -87,6 +98,13 @@ impl Claims {
                 node_ports_of(service).for_each(|port| drop(self.node_ports.remove(&port)));
             }
             Object::Pool(_) => self.pools.retain(|other| other.key() != key),
+            Object::NodeEnis(node) => {
+                self.eni_ips.remove(&node.node);
+                self.unsettled.insert(node.node.clone());
+                for (address, _) in addresses_of_enis(node) {
+                    self.on_enis.remove(&address);
+                }
+            }
             Object::Namespace(_) | Object::EndpointSlice(_) | Object::Masquerade(_) => {}
         }
     }
@@ -105,8 +123,7 @@ impl Claims {
         for ip in &node.internal_ips {
             fits &= is_free(self.node_ips.insert(*ip, name.clone()), name);
         }
-        let mut ips = self.pods_on.get(name).into_iter().flat_map(BTreeMap::values).flatten();
-        fits &= ips.all(|ip| misplaced(*ip, node).is_none());
+        self.unsettled.insert(name.clone());
         self.nodes.insert(name.clone(), node.clone());
         fits
     }
@@ -115,14 +132,31 @@ impl Claims {
         if !pod.has_network() {
             return true;
         }
-        let node = self.nodes.get(&pod.node);
         let mut fits = true;
         for ip in &pod.ips {
             fits &= is_free(self.pod_ips.insert(*ip, key.clone()), &key);
-            fits &= node.is_none_or(|node| misplaced(*ip, node).is_none());
+        }
+        if !pod.ips.iter().all(|ip| self.is_placed(&pod.node, *ip)) {
+            self.unsettled.insert(pod.node.clone());
         }
         self.pods_on.entry(pod.node.clone()).or_default().insert(key, pod.ips.clone());
         fits
+    }
+
+    /// Whether a pod on a node may have this address: of the node's ranges, or of one of its ENIs.
+    fn is_placed(&self, node: &str, ip: Ip) -> bool {
+        self.nodes.get(node).is_none_or(|node| misplaced(ip, node).is_none())
+            || self.eni_ips.get(node).is_some_and(|ips| ips.contains(&ip))
+    }
+
+    /// To be asked once a change's objects are all in: whether every pod is where its node is. As for
+    /// [`Claims::insert`].
+    pub(super) fn are_settled(&mut self) -> bool {
+        let nodes = std::mem::take(&mut self.unsettled);
+        nodes.iter().all(|node| {
+            let mut ips = self.pods_on.get(node).into_iter().flat_map(BTreeMap::values).flatten();
+            ips.all(|ip| self.is_placed(node, *ip))
+        })
     }
 }
 

@@ -3,10 +3,11 @@
 use super::error::{Claimant, FileProblem, Place};
 use super::parse::{Parsed, Placed};
 use crate::encapsulation::{Pool, holds};
+use crate::enis::NodeEnis;
 use crate::index::host_address;
 use crate::object::{Kind, Node, Object, ObjectKey, Service};
 use fairway_tables::{Ip, Prefix};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A file as it would be in force: its content, and whether that is new.
@@ -94,6 +95,7 @@ pub(super) fn conflicts(files: &BTreeMap<String, Candidate>) -> Vec<Conflict> {
     pod_conflicts(&by_key, &nodes, &mut out);
     service_conflicts(&by_key, &mut out);
     pool_conflicts(&by_key, &mut out);
+    eni_conflicts(&by_key, &mut out);
     out
 }
 
@@ -141,6 +143,7 @@ fn pod_conflicts(
     out: &mut Vec<Conflict>,
 ) {
     let mut addresses: BTreeMap<Ip, Party> = BTreeMap::new();
+    let on_enis = on_enis(by_key);
     for party in by_key.values() {
         let Object::Pod(pod) = &party.placed.object else { continue };
         for ip in pod.ips.iter().filter(|_| pod.has_network()) {
@@ -149,6 +152,10 @@ fn pod_conflicts(
                 out.push(loser.conflict(FileProblem::DuplicatePodIp { ip: *ip, other: winner.claimant() }));
             }
             let Some((node_party, node)) = nodes.get(pod.node.as_str()) else { continue };
+            // The cloud's network finds what is on an ENI.
+            if on_enis.contains(&(pod.node.as_str(), *ip)) {
+                continue;
+            }
             if let Some(problem) = misplaced(*ip, node) {
                 // The pod is the one to correct, unless it is in force and the node changed under it.
                 let blamed = if party.is_new || !node_party.is_new { party } else { node_party };
@@ -156,6 +163,38 @@ fn pod_conflicts(
             }
         }
     }
+}
+
+/// The addresses that nodes' ENIs carry.
+fn on_enis<'a>(by_key: &BTreeMap<ObjectKey, Party<'a>>) -> BTreeSet<(&'a str, Ip)> {
+    let nodes = by_key.values().filter_map(|party| match &party.placed.object {
+        Object::NodeEnis(node) => Some(node),
+        _ => None,
+    });
+    let ips = nodes.flat_map(|node| node.enis.iter().map(|eni| (node.node.as_str(), &eni.ips)));
+    ips.flat_map(|(node, ips)| ips.iter().map(move |ip| (node, *ip))).collect()
+}
+
+fn eni_conflicts(by_key: &BTreeMap<ObjectKey, Party>, out: &mut Vec<Conflict>) {
+    let mut claims: BTreeMap<String, (Party, &str)> = BTreeMap::new();
+    for party in by_key.values() {
+        let Object::NodeEnis(node) = &party.placed.object else { continue };
+        for (address, id) in addresses_of_enis(node) {
+            let Some(other) = claims.insert(address.clone(), (*party, id)) else { continue };
+            let ((loser, lost), (winner, kept)) = order((*party, id), other);
+            let (eni, other_eni) = (lost.to_owned(), kept.to_owned());
+            let other = winner.claimant();
+            out.push(loser.conflict(FileProblem::DuplicateEniAddress { address, eni, other_eni, other }));
+        }
+    }
+}
+
+/// What an ENI alone may have, addresses and Ethernet address, with its name.
+pub(super) fn addresses_of_enis(node: &NodeEnis) -> impl Iterator<Item = (String, &str)> {
+    node.enis.iter().flat_map(|eni| {
+        let addresses = eni.ips.iter().map(Ip::to_string).chain([eni.mac.to_string()]);
+        addresses.map(|address| (address, eni.id.as_str()))
+    })
 }
 
 /// What is wrong with this address for a pod on this node.

@@ -130,6 +130,20 @@ pub enum FileProblem {
         /// The other pool.
         other: Box<Claimant>,
     },
+    /// Two ENIs carry one address, or have one Ethernet address.
+    #[error(
+        "status.networkInterfaces[{eni}]: {address} is also that of {other_eni} of {other}; correct one of the two"
+    )]
+    DuplicateEniAddress {
+        /// What both have.
+        address: String,
+        /// This ENI.
+        eni: String,
+        /// The other one.
+        other_eni: String,
+        /// The object that lists that.
+        other: Box<Claimant>,
+    },
     /// Flannel is configured twice.
     #[error("{other} configures Flannel already; remove one of the two")]
     SecondFlannel {
@@ -203,9 +217,16 @@ pub fn proto_name(proto: u8) -> String {
     }
 }
 
-/// API versions that Fairway reads, by kind.
-pub(super) fn known_kind(kind: &str, name: Option<&str>) -> Option<(Kind, &'static [&'static str])> {
+/// API versions that Fairway reads, by kind; of kinds of one name the version's group tells which is meant.
+pub(super) fn known_kind(
+    kind: &str,
+    version: &str,
+    name: Option<&str>,
+) -> Option<(Kind, &'static [&'static str])> {
     match kind {
+        "Node" if version.starts_with("network.alibabacloud.com/") => {
+            Some((Kind::NodeEnis, &["network.alibabacloud.com/v1beta1"]))
+        }
         "Node" => Some((Kind::Node, &["v1"])),
         "Namespace" => Some((Kind::Namespace, &["v1"])),
         "Pod" => Some((Kind::Pod, &["v1"])),

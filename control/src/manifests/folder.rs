@@ -152,6 +152,9 @@ impl Folder {
                 return false;
             }
         }
+        if !self.claims.are_settled() {
+            return false;
+        }
         for name in before.keys() {
             self.wrong.remove(name);
             let Some(state) = self.files.get_mut(name) else { continue };
@@ -311,8 +314,15 @@ mod tests {
                 "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: l{name}}}\nspec: {{cidr: 10.{range}.0.0/{len}}}\n"
             )
         });
+        let enis = (0..3u8, 0..4u8, 1..3u8, 1..3u8).prop_map(|(name, range, ip, mac)| {
+            format!(
+                "apiVersion: network.alibabacloud.com/v1beta1\nkind: Node\nmetadata: {{name: n{name}}}\nstatus: \
+                 {{networkInterfaces: {{e: {{status: InUse, macAddress: '02:00:00:00:00:0{mac}', ipv4: {{a: {{ip: \
+                 10.244.{range}.{ip}}}}}}}}}}}\n"
+            )
+        });
         let wrong = Just("kind: Pod\nmetadata: {}\n".to_owned());
-        prop_oneof![4 => node, 4 => pod, 2 => service, 1 => pool, 1 => wrong].prop_map(|text| {
+        prop_oneof![4 => node, 4 => pod, 2 => service, 1 => pool, 2 => enis, 1 => wrong].prop_map(|text| {
             if text.starts_with("apiVersion") { text } else { format!("apiVersion: v1\n{text}") }
         })
     }

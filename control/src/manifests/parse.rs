@@ -3,6 +3,7 @@
 
 use super::error::{FileProblem, ManifestError, known_kind};
 use crate::convert;
+use crate::enis;
 use crate::object::{Kind, Object};
 use crate::{masquerade, pools, services};
 use serde::de::DeserializeOwned;
@@ -158,7 +159,7 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
     let kind_name = value.get("kind").and_then(Value::as_str).ok_or(missing("kind"))?;
     let version = value.get("apiVersion").and_then(Value::as_str).ok_or(missing("apiVersion"))?;
     let name = value.get("metadata").and_then(|meta| meta.get("name")).and_then(Value::as_str);
-    let Some((kind, expected)) = known_kind(kind_name, name) else {
+    let Some((kind, expected)) = known_kind(kind_name, version, name) else {
         *out.ignored.entry(kind_name.to_owned()).or_default() += 1;
         return Ok(());
     };
@@ -181,6 +182,7 @@ fn parse_object(value: &Value, source: &Source, out: &mut Parsed) -> Result<(), 
         Kind::IpPool => pools::ip_pool(&typed(value, source)?).map_err(field)?,
         Kind::FlannelConfig => pools::flannel(&typed(value, source)?).map_err(field)?,
         Kind::MasqueradeConfig => masquerade::config(&typed(value, source)?).map_err(field)?,
+        Kind::NodeEnis => enis::node(&typed(value, source)?).map_err(field)?,
     };
     out.objects.push(Placed { document: 0, line: 0, object });
     Ok(())

@@ -99,7 +99,7 @@ fn reset(world: &mut World) {
     for connection in connections {
         world.worker.conntrack.remove(connection.conn);
     }
-    let endpoint = Endpoint { port: addr::pod_port(1), mac: addr::pod_mac(1) };
+    let endpoint = Endpoint::new(addr::pod_port(1), addr::pod_mac(1));
     world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
     (0..3).for_each(|n| world.set_way(n, NextHopKind::Tunnel));
     for (index, protocol) in [proto::TCP, proto::UDP].into_iter().enumerate() {
@@ -171,7 +171,7 @@ fn between(world: &mut World, step: u8, script: &mut Script<'_>) {
         }
         3 => world.apply(Op::DelEndpoint(Ip::v4(addr::pod(1)))),
         4 => {
-            let endpoint = Endpoint { port: addr::pod_port(u16::from(step >> 6)), mac: addr::pod_mac(1) };
+            let endpoint = Endpoint::new(addr::pod_port(u16::from(step >> 6)), addr::pod_mac(1));
             world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
         }
         5 => world.set_service([10, 96, 0, 10], 80, proto::TCP, 0, &[(addr::remote_pod(step >> 7, 7), 8080)]),

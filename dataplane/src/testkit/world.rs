@@ -262,7 +262,7 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
         let mac = Mac([2, 0, 0, 1, (n >> 8) as u8, n as u8]);
         let port = mac_port(&format!("fwpod{n}"), PortKind::Pod, 1450, mac, Mac::ZERO);
         ops.push(Op::SetPort(addr::pod_port(n), port));
-        let endpoint = Endpoint { port: addr::pod_port(n), mac: addr::pod_mac(n) };
+        let endpoint = Endpoint::new(addr::pod_port(n), addr::pod_mac(n));
         ops.push(Op::SetEndpoint(ip(addr::pod(n)), endpoint));
         ops.push(Op::SetEndpoint(Ip(addr::pod6(n)), endpoint));
     }

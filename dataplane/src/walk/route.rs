@@ -20,13 +20,21 @@ pub(crate) struct Way {
     pub(crate) encapsulation: u32,
 }
 
-/// The way out of packets of a connection. Where a route has several next hops, the tuple with which they leave chooses.
+/// The way out of packets of a connection. Where a route has several next hops, the tuple with which they leave chooses;
+/// what a pod whose address belongs to an uplink sends out of the node without encapsulation leaves there, whatever the
+/// route says.
 pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, bound: &Bound) -> Result<Way, DropReason> {
     let leaves = &bound.leaves;
     let dst = leaves.dst;
     let hop = tables.route_for(dst, leaves.path_hash()).ok_or(DropReason::NoRoute)?;
     let settings = tables.settings();
     let kind = hop.kind().ok_or(DropReason::NoRoute)?;
+    if let Some(uplink) = bound_uplink(tables, ingress, leaves.src)
+        && leaves_the_node(kind, &settings, dst)
+    {
+        let gateway = open_port(tables, uplink)?.gateway_for(dst.is_v4()).ok_or(DropReason::NoRoute)?;
+        return neighbour(tables, uplink, gateway);
+    }
     match kind {
         NextHopKind::Local => local(tables, &settings, dst),
         NextHopKind::Tunnel | NextHopKind::Ipip | NextHopKind::UdpTunnel => {
@@ -37,6 +45,22 @@ pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, bound: &Bound) -> Res
         NextHopKind::Blackhole => Err(DropReason::Blackhole),
         NextHopKind::Unreachable => Err(DropReason::Unreachable),
     }
+}
+
+/// The uplink that a pod's address belongs to.
+fn bound_uplink(tables: View<'_>, ingress: &Ingress, src: Ip) -> Option<PortId> {
+    tables.endpoint(src).filter(|_| ingress.kind == PortKind::Pod)?.bound_to()
+}
+
+/// Whether packets leave the node without encapsulation, where the table sends them so. What it leaves to the node's own
+/// stack does, but for the node's addresses and link-local ones (RFC 3927), which are of this node alone.
+fn leaves_the_node(kind: NextHopKind, settings: &Settings, dst: Ip) -> bool {
+    let link_local = dst.as_v4().is_some_and(|octets| octets[..2] == [169, 254]);
+    let Settings { node_ip, router_ip, router_ip6, outside_ip, outside_ip6, host_ip, host_ip6, .. } =
+        *settings;
+    let own = [node_ip, router_ip, router_ip6, outside_ip, outside_ip6, host_ip, host_ip6].contains(&dst)
+        || link_local;
+    kind == NextHopKind::Gateway || kind == NextHopKind::Host && !own
 }
 
 fn open_port(tables: View<'_>, port: PortId) -> Result<Port, DropReason> {
@@ -94,13 +118,16 @@ fn vxlan_encap(outer: &ipip::Outer, tunnel: &Tunnel) -> vxlan::Encap {
 }
 
 fn gateway(tables: View<'_>, hop: &NextHop, dst: Ip) -> Result<Way, DropReason> {
-    let port = open_port(tables, hop.port)?;
-    let next = if hop.addr == Ip::UNSPECIFIED { dst } else { hop.addr };
-    let neighbour = tables.neighbour(next, hop.port).ok_or(DropReason::NoNeighbour)?;
+    neighbour(tables, hop.port, if hop.addr == Ip::UNSPECIFIED { dst } else { hop.addr })
+}
+
+fn neighbour(tables: View<'_>, id: PortId, next: Ip) -> Result<Way, DropReason> {
+    let port = open_port(tables, id)?;
+    let neighbour = tables.neighbour(next, id).ok_or(DropReason::NoNeighbour)?;
     Ok(Way {
-        port: hop.port,
+        port: id,
         mtu: port.mtu,
-        key: TemplateKey::Neighbour(next, hop.port),
+        key: TemplateKey::Neighbour(next, id),
         template: Template::ethernet(neighbour.mac, port.mac),
         encapsulation: 0,
     })

@@ -10,9 +10,13 @@
 //! | | | this node | those of the cluster | yes |
 //! | | | other stations | this node's own | no |
 //!
+//! A pod whose address belongs to an uplink (docs/eni.md) is never masqueraded for these: every station of its network
+//! finds its way back to it.
+//!
 //! Beyond that a client that would reach itself is masqueraded, and what this node sends from its address among the
 //! pods never needs to be: every node finds its way back. Which endpoints a list holds, control has decided.
 
+use super::snat;
 use crate::clock::Now;
 use crate::conntrack::Tuple;
 use crate::family::Parcel;
@@ -106,6 +110,7 @@ impl<'a> Candidates<'a> {
             return Err(DropReason::NoLocalBackend);
         }
         let masquerade = match client {
+            Client::Pod if snat::is_bound(tables, tuple.src) => false,
             _ if has(Service::MASQUERADE) => true,
             Client::Pod => false,
             Client::Node => true,

@@ -138,7 +138,7 @@ fn translation(
             let record = tables.masquerade();
             let due = match ingress.kind {
                 _ if masquerade => true,
-                PortKind::Pod => record.translates(leaves.dst),
+                PortKind::Pod => record.translates(leaves.dst) && !is_bound(tables, arrives.src),
                 // The stack's own ports do not come back here, nor its address among the pods from outside.
                 PortKind::Host => is_dnat,
                 PortKind::Uplink => false,
@@ -152,6 +152,11 @@ fn translation(
         _ => (Towards::Pods, masquerade),
     };
     due.then_some(towards)
+}
+
+/// Whether an address belongs to an uplink: the network behind that knows it.
+pub(super) fn is_bound(tables: View<'_>, ip: Ip) -> bool {
+    tables.endpoint(ip).is_some_and(|endpoint| endpoint.bound_to().is_some())
 }
 
 /// Whether an address is a pod's, of whatever node.

@@ -29,7 +29,9 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -
                 let paths = tables.paths(src);
                 paths.is_some_and(|paths| paths.paths().iter().any(|path| way_back(path.next_hop)))
             }
-            None if is_taken_directly(tables, &packet.tuple()) => comes_directly(tables, ingress, src),
+            None if is_taken_directly(tables, &packet.tuple()) && is_of_uplink(tables, ingress, dst) => {
+                comes_directly(tables, ingress, src)
+            }
             None => return Err(DropReason::NotForUs),
         },
     };
@@ -57,12 +59,20 @@ fn is_taken_directly(tables: View<'_>, tuple: &Tuple) -> bool {
     is_pods && settings.takes & Settings::TAKES_DIRECT != 0
 }
 
+/// Whether an address belongs to the uplink by which the packet came, or to none.
+fn is_of_uplink(tables: View<'_>, ingress: &Ingress, dst: Ip) -> bool {
+    let bound_to = tables.endpoint(dst).and_then(|endpoint| endpoint.bound_to());
+    bound_to.is_none_or(|uplink| uplink == ingress.port)
+}
+
 /// Whether packets from `src` may come in by the uplink without encapsulation: those of pods to which packets leave so
-/// too, and of stations outside the cluster. This node's own addresses and pods are not there.
+/// too, and of stations outside the cluster. This node's own addresses and pods are not there. To an uplink that some
+/// pods' addresses belong to, all that leaves by any uplink comes back: no route leads out of it but theirs.
 fn comes_directly(tables: View<'_>, ingress: &Ingress, src: Ip) -> bool {
     let settings = tables.settings();
+    let is_for_some = tables.port(ingress.port).is_some_and(|port| port.gateway_for(src.is_v4()).is_some());
     let leaves_so = |hop: NextHop| match hop.kind() {
-        Some(NextHopKind::Gateway) => hop.port == ingress.port,
+        Some(NextHopKind::Gateway) => hop.port == ingress.port || is_for_some,
         Some(NextHopKind::Host) => ![
             settings.node_ip,
             settings.router_ip,

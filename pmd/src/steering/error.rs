@@ -127,7 +127,7 @@ pub enum SteeringError {
     },
     /// More IP protocols or pod prefixes than the program has room for.
     #[error(
-        "{protocols} IP protocols and {prefixes} pod prefixes: steering has room for 4 and 256; leave some out"
+        "{protocols} IP protocols and {prefixes} pod prefixes: steering has room for 4 and 1024; leave some out"
     )]
     TooManyDestinations {
         /// Protocols asked for.

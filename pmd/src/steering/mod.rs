@@ -42,7 +42,7 @@ const MAX_TUNNEL_PORTS: usize = 16;
 /// `MAX_PROTOCOLS` of the program.
 const MAX_PROTOCOLS: usize = 4;
 /// `MAX_POD_PREFIXES` of the program.
-const MAX_POD_PREFIXES: usize = 256;
+const MAX_POD_PREFIXES: usize = 1024;
 /// `MAX_FRONTENDS` of the program.
 const MAX_FRONTENDS: usize = 131_072;
 /// `MAX_SNAT_ADDRESSES` of the program.

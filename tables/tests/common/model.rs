@@ -177,7 +177,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         }),
         1 => port_id().prop_map(Op::DelPort),
         3 => (small_ip(), port_id(), any_mac())
-            .prop_map(|(ip, port, mac)| Op::SetEndpoint(ip, Endpoint { port, mac })),
+            .prop_map(|(ip, port, mac)| Op::SetEndpoint(ip, Endpoint::new(port, mac))),
         2 => small_ip().prop_map(Op::DelEndpoint),
         9 => (any_prefix(), any_next_hop()).prop_map(|(p, n)| Op::SetRoute(p, n)),
         4 => (any_prefix(), any_group()).prop_map(|(p, g)| Op::SetPaths(p, Box::new(g))),
