@@ -9,7 +9,7 @@ use fairway_dataplane::testkit::packet6::Headers6;
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet, packet6};
 use fairway_dataplane::wire::{ETH_LEN, icmpv6, proto, tcp_flags};
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, Ip, Mac, Op, Port, PortKind, ServiceKey};
+use fairway_tables::{DropReason, Ip, Mac, NextHop, NextHopKind, Op, Port, PortKind, Prefix, ServiceKey};
 
 const VIP: [u8; 16] = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 
@@ -298,6 +298,35 @@ fn both_families_mix_in_one_burst() {
         } else {
             assert_eq!(common::look(frame).payload, b"four");
         }
+    }
+    world.finish();
+}
+
+#[test]
+fn without_encapsulation_ipv6_goes_by_an_ipv4_neighbour_and_comes_from_pods_that_are_reached_so() {
+    let mut world = World::new(WorldConfig::default());
+    let (remote, range) = (addr::remote_pod6(1, 7), Prefix::new(Ip(addr::remote_pod6(1, 0)), 64).unwrap());
+    let hop = NextHop::new(NextHopKind::Gateway, Ip::v4(addr::node(1)), addr::UPLINK);
+    world.apply(Op::SetRoute(range, hop));
+    let (port, out) = world.send(addr::pod_port(0), &addr::from_pod6(0, remote).udp(1, 2, b"bare")).unwrap();
+    let seen = look(&out);
+    assert_eq!((port, seen.src, seen.dst), (addr::UPLINK, addr::pod6(0), remote));
+    assert_eq!((seen.src_mac, seen.dst_mac), (addr::UPLINK_MAC.0, addr::node_mac(1).0));
+
+    let from = |src, dst| {
+        let (dst_mac, src_mac) = (addr::UPLINK_MAC, addr::node_mac(1));
+        Headers6 { dst_mac, src_mac, src, dst, hop_limit: 63 }.udp(2, 1, b"back")
+    };
+    let (port, out) = world.send(addr::UPLINK, &from(remote, addr::pod6(0))).unwrap();
+    assert_eq!((port, look(&out).src, look(&out).payload), (addr::pod_port(0), remote, b"back".to_vec()));
+    // Pods that are reached by a tunnel, and this node's own, do not come so; nor does what is for others.
+    for (src, dst, reason) in [
+        (addr::remote_pod6(2, 7), addr::pod6(0), DropReason::SpoofedSource),
+        (addr::pod6(1), addr::pod6(0), DropReason::SpoofedSource),
+        (remote, addr::remote_pod6(2, 7), DropReason::NotForUs),
+    ] {
+        assert!(world.send(addr::UPLINK, &from(src, dst)).is_none());
+        assert!(drops(&world, reason) > 0, "{reason}");
     }
     world.finish();
 }

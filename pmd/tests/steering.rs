@@ -132,7 +132,9 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         steering.set_protocols(&[4, 47]).unwrap();
         steering.set_protocols(&[4]).unwrap();
         steering.set_pod_prefixes(&[(pods, 24), (far, 24)]).unwrap();
-        steering.set_pod_prefixes(&[(pods, 24)]).unwrap();
+        let mut pod6 = ENGINE6;
+        pod6[4] = 9;
+        steering.set_pod_prefixes(&[(pods, 24), (IpAddr::from(pod6), 64)]).unwrap();
         let services = |list: &[(IpAddr, u16, u8)]| list.iter().copied().collect();
         let balancer = IpAddr::from([203, 0, 113, 1]);
         steering.set_frontends(services(&[(v4, 30000, 6), (balancer, 80, 17)])).unwrap();
@@ -179,6 +181,8 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
             ("a protocol that was taken away", ipv4(ENGINE, 47, 0, &[], &[0; 20]), passed),
             ("to a pod, any protocol", ipv4([10, 244, 1, 255], 132, 0, &[], &[0; 20]), taken),
             ("a fragment to a pod", ipv4([10, 244, 1, 7], 17, 0x0010, &[], &[0; 20]), taken),
+            ("IPv6 to a pod, any next header", ipv6(pod6, 58, &[0; 8]), taken),
+            ("IPv6 beside the pods", ipv6([0xfd; 16], 58, &[0; 8]), passed),
             ("beside the pods", ipv4([10, 244, 0, 255], 17, 0, &[], &udp(4789)), passed),
             ("to pods that were taken away", ipv4([10, 244, 2, 7], 17, 0, &[], &udp(53)), passed),
             ("DNS", ipv4(ENGINE, 17, 0, &[], &udp(53)), passed),
