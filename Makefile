@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
-.PHONY: help build demo demo-down test test-guest test-kills test-survival
+.PHONY: help build demo demo-down test test-guest test-kills test-survival matrix
 .PHONY: model sanitize lint bench-engine bench-pktgen bench-churn bench-lpm bench-services kube clean deps
 
 help: ## Show this list
@@ -45,6 +45,9 @@ test-guest: build ## Exchange traffic with Linux's ipip as the other node, in QE
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)
 	$(CARGO) test -p fairway-tests --test survival -- --nocapture
+
+matrix: build ## Walk every path of a packet in every mode and print a table of ticks (root)
+	@$(TARGET_DIR)/release/fairway-test matrix
 
 lint: deps ## Run the static checks alone
 	@scripts/lint

@@ -41,15 +41,34 @@ impl Capture {
         // Buffers of the kernel's last packets.
         std::thread::sleep(Duration::from_millis(200));
         self.process.stop();
-        let what = self.file.display().to_string();
-        let broken = |reason: String| Error::Answer { what: what.clone(), reason };
-        let file = File::open(&self.file).map_err(Error::io(format!("open {what}")))?;
-        let mut reader = PcapReader::new(file).map_err(|e| broken(e.to_string()))?;
-        let mut packets = Vec::new();
-        while let Some(packet) = reader.next_raw_packet() {
-            packets.push(packet.map_err(|e| broken(e.to_string()))?.data.into_owned());
+        let (packets, broken) = self.read()?;
+        match broken {
+            None => Ok(packets),
+            Some(reason) => Err(Error::Answer { what: self.file.display().to_string(), reason }),
         }
-        Ok(packets)
+    }
+
+    /// The packets' first bytes as far as they are written; it goes on.
+    pub fn so_far(&self) -> Result<Vec<Vec<u8>>> {
+        // The last one may be half written.
+        Ok(self.read()?.0)
+    }
+
+    /// The packets up to the end, or to what is no packet.
+    fn read(&self) -> Result<(Vec<Vec<u8>>, Option<String>)> {
+        let file = File::open(&self.file).map_err(Error::io(format!("open {}", self.file.display())))?;
+        let mut packets = Vec::new();
+        let mut reader = match PcapReader::new(file) {
+            Ok(reader) => reader,
+            Err(error) => return Ok((packets, Some(error.to_string()))),
+        };
+        while let Some(packet) = reader.next_raw_packet() {
+            match packet {
+                Ok(packet) => packets.push(packet.data.into_owned()),
+                Err(error) => return Ok((packets, Some(error.to_string()))),
+            }
+        }
+        Ok((packets, None))
     }
 }
 

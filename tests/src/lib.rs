@@ -14,6 +14,8 @@
 //! | [`dual_stack`] | IPv6 beside IPv4 |
 //! | [`capture`] | what is on a wire |
 //! | [`bird`] | real BIRD daemons |
+//! | [`matrix`] | every path of a packet in every mode, checked by captures |
+//! | [`vpc`] | a cloud's network with ENIs |
 //! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
 //! | [`pod`] | what runs inside a pod: `fairway-pod` |
 //! | [`gate`] | whether an end-to-end test may run, and whether it runs alone |
@@ -30,6 +32,7 @@ pub mod guest;
 pub mod kept;
 pub mod kube;
 pub mod manifests;
+pub mod matrix;
 pub mod netns;
 pub mod node;
 pub mod ping;
@@ -41,6 +44,7 @@ pub mod snmp;
 pub mod station;
 pub mod sys;
 pub mod testbed;
+pub mod vpc;
 
 pub use error::{Error, Result};
 pub use testbed::{Options, PodId, Testbed};
