@@ -1,7 +1,7 @@
 //! A worker's private flow table, one per address family: open addressing, one entry of whole cache lines per flow.
 //!
 //! An entry lies at most [`WINDOW`] − 1 slots behind its home slot. Filled to at most half, most are found at
-//! home, and the rest on the following lines, which the hardware prefetches. When a window is full the
+//! home, and most of the rest on the next line. When a window is full the
 //! entry longest untouched makes room: this is a cache, whose truth is the connection table.
 
 use super::{Flow, HugeSlice};
@@ -42,10 +42,13 @@ impl<F: Flow> FlowTable<F> {
         self.used == 0
     }
 
-    /// Fetches the home line of a hash.
+    /// Fetches the home line of a hash and the one after it: at half load every third flow is not at home, and most of
+    /// those are on the next line, which the processor does not fetch by itself.
     #[inline(always)]
     pub fn prefetch(&self, hash: u64) {
-        self.slots.prefetch(hash as usize & self.mask);
+        let home = hash as usize & self.mask;
+        self.slots.prefetch(home);
+        self.slots.prefetch(home + 1);
     }
 
     /// The slot of a flow, fresh or stale.
