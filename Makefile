@@ -8,7 +8,8 @@ export FAIRWAY_REPORT_DIR ?= $(CURDIR)/target/reports
 PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-tests
 
 .PHONY: help build demo demo-down test test-guest test-kills test-survival matrix
-.PHONY: model sanitize lint bench-engine bench-pktgen bench-churn bench-lpm bench-services kube clean deps
+.PHONY: model sanitize lint bench-engine bench-instructions bench-pktgen bench-churn
+.PHONY: bench-lpm bench-services kube clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -55,10 +56,15 @@ lint: deps ## Run the static checks alone
 bench-engine: deps ## Measure time and allocations per packet of the engine, without packet I/O
 	$(CARGO) run --release -p fairway-bench --bin bench-engine
 
+bench-instructions: deps ## Count the engine's instructions per packet and compare them with those committed (part of make test)
+	$(CARGO) build --release -p fairway-bench --bin bench-engine
+	CARGO_TARGET_DIR=$(TARGET_DIR) scripts/check-instructions
+
 # Bounded for a small machine: short trials, three sizes. docs/pktgen.md says how to measure thoroughly.
 PKTGEN = $(TARGET_DIR)/release/fairway-pktgen
 PKTGEN_METHOD = --trial-ms 100 --report bench-pktgen
 bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, beside peers (root)
+	@scripts/install-deps --peers
 	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
 	rm -f $(FAIRWAY_REPORT_DIR)/bench-pktgen.json
 	$(PKTGEN) cost --report bench-pktgen
