@@ -181,6 +181,7 @@ fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
         let half = |round: &SizeResult| round.latency.get(1).map(|at| at.latency).unwrap_or_default();
         add("peer_latency_p50", sample(&|round| half(round).p50_ns as f64).median, "ns");
         add("peer_latency_p99", sample(&|round| half(round).p99_ns as f64).median, "ns");
+        add("peer_latency_p999", sample(&|round| half(round).p999_ns as f64).median, "ns");
         let opened: Vec<&sessions::Outcome> =
             rounds.iter().filter_map(|round| round.sessions.as_ref()).collect();
         let mut add_sessions = |metric: &str, value: &dyn Fn(&sessions::Outcome) -> f64, unit: &str| {
@@ -215,7 +216,7 @@ fn print(args: &PeersArgs, figures: &[Figure]) {
         args.size_bytes, args.flows, args.services, args.rounds
     );
     println!(
-        "{:10} {:10} {:>12} {:>11} {:>12} {:>12} {:>12} {:>10} {:>10} {:>9} {:>12}",
+        "{:10} {:10} {:>12} {:>11} {:>12} {:>12} {:>12} {:>10} {:>10} {:>10} {:>9} {:>12}",
         "path",
         "device",
         "throughput",
@@ -225,6 +226,7 @@ fn print(args: &PeersArgs, figures: &[Figure]) {
         "per CPU-s",
         "p50 us",
         "p99 us",
+        "p99.9 us",
         "ratio",
         "sess/CPU-s"
     );
@@ -234,7 +236,7 @@ fn print(args: &PeersArgs, figures: &[Figure]) {
             figures.iter().find(|f| f.params == first.params && f.metric.ends_with(metric)).map(|f| f.value)
         };
         println!(
-            "{:10} {:10} {:>12.0} {:>11.0} {:>12.0} {:>12.0} {:>12.0} {:>10.1} {:>10.1} {:>9} {:>12}",
+            "{:10} {:10} {:>12.0} {:>11.0} {:>12.0} {:>12.0} {:>12.0} {:>10.1} {:>10.1} {:>10.1} {:>9} {:>12}",
             text(first, "path"),
             text(first, "device"),
             first.value,
@@ -244,6 +246,7 @@ fn print(args: &PeersArgs, figures: &[Figure]) {
             value("packets_per_cpu_second").unwrap_or(0.0),
             value("latency_p50").unwrap_or(0.0) / 1e3,
             value("latency_p99").unwrap_or(0.0) / 1e3,
+            value("latency_p999").unwrap_or(0.0) / 1e3,
             value("throughput_ratio").map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
             value("sessions_per_cpu_second").map_or("–".to_owned(), |rate| format!("{rate:.0}"))
         );
