@@ -1,5 +1,5 @@
 //! From the manifests of Terway to network interfaces: its `Node` (network.alibabacloud.com/v1beta1) lists a node's ENIs
-//! with the addresses of the pods that share them.
+//! with the addresses of the pods that share them, or that have one each.
 
 use crate::convert::{Checked, Problem, fail, ip, name_of};
 use crate::object::Object;
@@ -39,7 +39,12 @@ pub struct NodeEnis {
     pub node: String,
     /// Its interfaces that are in use.
     pub enis: Vec<Eni>,
+    /// Whether each of them is in a pod of its own, whose addresses it carries.
+    pub exclusive: bool,
 }
+
+/// Terway's label of nodes whose pods have an ENI each, and its value.
+const EXCLUSIVE: (&str, &str) = ("k8s.aliyun.com/exclusive-mode-eni-type", "eniOnly");
 
 /// Terway's `Node`, as far as it is used.
 #[derive(Deserialize)]
@@ -81,7 +86,9 @@ pub fn node(manifest: &NodeManifest) -> Checked<Object> {
     let node = name_of(&manifest.metadata)?;
     let in_use = manifest.status.network_interfaces.iter().filter(|(_, nic)| nic.status == "InUse");
     let enis = in_use.map(|(key, nic)| eni(key, nic)).collect::<Checked<Vec<Eni>>>()?;
-    Ok(Object::NodeEnis(NodeEnis { node, enis }))
+    let label = manifest.metadata.labels.as_ref().and_then(|labels| labels.get(EXCLUSIVE.0));
+    let exclusive = label.is_some_and(|value| value == EXCLUSIVE.1);
+    Ok(Object::NodeEnis(NodeEnis { node, enis, exclusive }))
 }
 
 fn eni(key: &str, nic: &Nic) -> Checked<Eni> {

@@ -99,6 +99,28 @@ fn what_is_wrong_with_an_eni_is_named_and_its_pods_do_not_leave_elsewhere() {
 }
 
 #[test]
+fn enis_of_pods_own_are_no_uplinks_and_their_pods_are_told_apart() {
+    let label = "metadata: {name: a, labels: {k8s.aliyun.com/exclusive-mode-eni-type: eniOnly}}";
+    // One's device is in the node still; the other's is in its pod.
+    let list = [TWO[0], ("eni-b", 99, "172.16.2.0/24", &["172.16.2.10"][..])];
+    let core = core(enis(&list).replace("metadata: {name: a}", label));
+    assert_eq!(core.folder().errors(), vec![]);
+    let view = core.publisher().view();
+    assert_eq!(view.ports().filter(|(_, port)| port.kind() == Some(PortKind::Uplink)).count(), 1);
+    for text in ["172.16.1.10", "172.16.2.10"] {
+        let endpoint = view.endpoint(ip(text)).unwrap();
+        assert!(endpoint.has_own_nic() && endpoint.bound_to().is_none());
+        assert_eq!(view.route(ip(text)).unwrap().kind(), Some(NextHopKind::Local));
+        let plan = core.host_plan().unwrap().0;
+        assert_eq!(plan.routes.get(&format!("{text}/32").parse().unwrap()), Some(&ip("10.244.1.1")));
+    }
+    assert!(!view.endpoint(ip("10.244.1.5")).unwrap().has_own_nic());
+    assert_eq!(view.settings().takes & Settings::TAKES_DIRECT, 0);
+    let pending = core.index().pending();
+    assert!(!pending.iter().any(|p| p.what.starts_with("ENI ")), "{pending:?}");
+}
+
+#[test]
 fn broken_and_contradictory_enis_are_refused() {
     let errors = |text: &str| match manifests::parse("f.yaml", text) {
         Ok(_) => String::new(),

@@ -168,14 +168,15 @@ fn pool() -> impl Strategy<Value = Object> {
 fn node_enis() -> impl Strategy<Value = Object> {
     let ips = proptest::collection::btree_set((1u8..12).prop_map(|i| Ip::v4([10, 244, 0, i])), 0..4);
     let enis = proptest::collection::btree_map(0u8..4, (ips, any::<bool>()), 0..3);
-    (0u8..2, enis).prop_map(|(n, enis)| {
+    (0u8..2, enis, proptest::bool::weighted(0.3)).prop_map(|(n, enis, exclusive)| {
         let eni = |(mac, (ips, subnet)): (u8, (BTreeSet<Ip>, bool))| Eni {
             id: format!("eni-{mac}"),
             mac: Mac([2, 0, 0, 0, 0, mac]),
             subnets: if subnet { vec![prefix(0, 24)] } else { vec![] },
             ips,
         };
-        Object::NodeEnis(NodeEnis { node: format!("n{n}"), enis: enis.into_iter().map(eni).collect() })
+        let enis = enis.into_iter().map(eni).collect();
+        Object::NodeEnis(NodeEnis { node: format!("n{n}"), enis, exclusive })
     })
 }
 

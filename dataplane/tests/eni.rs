@@ -6,8 +6,8 @@ use common::{drops, look};
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::proto;
 use fairway_tables::{
-    DropReason, Endpoint, Ip, Mac, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port, PortId, PortKind,
-    Prefix, Service, ServiceKey,
+    DropReason, Endpoint, Ip, Mac, Masquerade, Neighbour, NeighbourKey, NextHop, NextHopKind, Op, Port,
+    PortId, PortKind, Prefix, Service, ServiceKey,
 };
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
@@ -127,6 +127,43 @@ fn a_pod_on_an_eni_keeps_its_address_where_others_get_the_nodes() {
     // Itself it reaches by another address, or it would answer itself.
     let (port, out) = world.send(addr::pod_port(1), &addr::from_pod(1, VIP).udp(1000, 82, b"self")).unwrap();
     assert_eq!((port, look(&out).src), (addr::pod_port(1), addr::ROUTER));
+    world.finish();
+}
+
+#[test]
+fn a_pod_with_a_nic_of_its_own_meets_services_with_the_nodes_address() {
+    let mut world = world();
+    world.open_outside();
+    for pod in [4, 5] {
+        let endpoint =
+            Endpoint { uplink: Endpoint::OWN_NIC, ..Endpoint::new(addr::pod_port(pod), addr::pod_mac(pod)) };
+        world.apply(Op::SetEndpoint(Ip::v4(addr::pod(pod)), endpoint));
+    }
+    let in_cluster = Prefix::new(Ip::v4(addr::pod(0)), 16).unwrap();
+    let record =
+        Masquerade::new(Masquerade::V4, &[in_cluster, Prefix::new(Ip::v4(OUTSIDE), 24).unwrap()]).unwrap();
+    world.apply(Op::SetMasquerade(Box::new(record)));
+    // To a pod that the network knows, though masquerading leaves such addresses alone; and to one of this node.
+    for (id, backend, (out_port, src)) in [
+        (1, OUTSIDE, (addr::UPLINK, addr::NODE)),
+        (2, addr::pod(5), (addr::pod_port(5), addr::ROUTER)),
+        (3, addr::pod(4), (addr::pod_port(4), addr::ROUTER)),
+    ] {
+        world.set_service(VIP, 80 + id, proto::UDP, id.into(), &[(backend, 8080)]);
+        let ask = addr::from_pod(4, VIP).udp(1000, 80 + id, b"ask");
+        let (port, out) = world.send(addr::pod_port(4), &ask).unwrap();
+        assert_eq!((port, look(&out).src, look(&out).dst), (out_port, src, backend), "{backend:?}");
+    }
+    // A client from outside whose address a service leaves alone, but for a backend that would answer past the engine.
+    let service = Service { id: 9, flags: Service::EXTERNAL, affinity_timeout_s: 0 };
+    for (port, backend, src) in [(90, addr::pod(3), OUTSIDE), (91, addr::pod(5), addr::ROUTER)] {
+        let key = ServiceKey::new(Ip::v4(VIP), port, proto::UDP);
+        world.set_service_record(key, Service { id: port.into(), ..service }, &[(Ip::v4(backend), 8080)]);
+        let (dst_mac, src_mac) = (addr::UPLINK_MAC, addr::EXIT_MAC);
+        let ask = packet::Headers { dst_mac, src_mac, src: OUTSIDE, dst: VIP, ttl: 60 };
+        let (_, out) = world.send(addr::UPLINK, &ask.udp(1000, port, b"ask")).unwrap();
+        assert_eq!((look(&out).src, look(&out).dst), (src, backend));
+    }
     world.finish();
 }
 

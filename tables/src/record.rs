@@ -99,12 +99,17 @@ pub struct Endpoint {
     /// The port behind which the pod lives.
     pub port: PortId,
     /// The uplink that the address belongs to: what the pod sends leaves the node there. [`PortId::NONE`]: by routes.
+    /// [`Endpoint::OWN_NIC`]: past the engine.
     pub uplink: PortId,
     /// The pod's own Ethernet address.
     pub mac: Mac,
 }
 
 impl Endpoint {
+    /// As [`Endpoint::uplink`]: the pod has a NIC of its own, and its port is a second interface, by which it reaches
+    /// services and its node.
+    pub const OWN_NIC: PortId = PortId(u16::MAX - 2);
+
     /// An address that belongs to no uplink.
     pub fn new(port: PortId, mac: Mac) -> Endpoint {
         Endpoint { port, uplink: PortId::NONE, mac }
@@ -112,7 +117,12 @@ impl Endpoint {
 
     /// The uplink that the address belongs to.
     pub fn bound_to(&self) -> Option<PortId> {
-        (self.uplink != PortId::NONE).then_some(self.uplink)
+        (self.uplink != PortId::NONE && !self.has_own_nic()).then_some(self.uplink)
+    }
+
+    /// Whether the pod has a NIC of its own.
+    pub fn has_own_nic(&self) -> bool {
+        self.uplink == Endpoint::OWN_NIC
     }
 }
 

@@ -6,18 +6,26 @@ use super::{Index, Source};
 use crate::enis::Eni;
 use crate::model::{Key, Value};
 use crate::names;
-use fairway_tables::{Ip, Mac, Port, PortId, PortKind};
+use fairway_tables::{Endpoint, Ip, Mac, Port, PortId, PortKind};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where what belongs to an ENI without a port is sent: to no port, rather than out of another uplink.
 const NO_PORT: PortId = PortId(u16::MAX - 1);
 
 impl Index {
+    /// The ENIs of this node that its pods share.
     fn own_enis(&self) -> impl Iterator<Item = &Eni> {
-        self.enis.get(&self.config.node).into_iter().flat_map(|node| &node.enis)
+        let node = self.enis.get(&self.config.node).filter(|node| !node.exclusive);
+        node.into_iter().flat_map(|node| &node.enis)
     }
 
-    /// Whether this node has ENIs.
+    /// The ENIs in pods of this node.
+    fn pods_enis(&self) -> impl Iterator<Item = &Eni> {
+        let node = self.enis.get(&self.config.node).filter(|node| node.exclusive);
+        node.into_iter().flat_map(|node| &node.enis)
+    }
+
+    /// Whether this node has ENIs that its pods share.
     pub fn has_enis(&self) -> bool {
         self.own_enis().next().is_some()
     }
@@ -83,6 +91,9 @@ impl Index {
 
     /// The uplink that an address belongs to.
     pub(super) fn endpoint_uplink(&self, ip: Ip) -> PortId {
+        if self.pods_enis().any(|eni| eni.ips.contains(&ip)) {
+            return Endpoint::OWN_NIC;
+        }
         let Some(eni) = self.own_enis().find(|eni| eni.ips.contains(&ip)) else { return PortId::NONE };
         let link = self.link_of(eni).filter(|link| link.up);
         link.and_then(|link| self.uplink_port(link.ifindex)).unwrap_or(NO_PORT)
@@ -91,8 +102,9 @@ impl Index {
     /// The addresses of this node's pods that belong to ENIs.
     pub(super) fn pods_on_enis(&self) -> impl Iterator<Item = Ip> + '_ {
         let local = self.pods_by_veth.values().flatten().filter_map(|key| self.pods.get(key));
-        let ips = local.filter(|_| self.has_enis()).flat_map(|pod| pod.ips.iter().copied());
-        ips.filter(|ip| self.own_enis().any(|eni| eni.ips.contains(ip)))
+        let has_any = self.enis.contains_key(&self.config.node);
+        let ips = local.filter(move |_| has_any).flat_map(|pod| pod.ips.iter().copied());
+        ips.filter(|ip| self.own_enis().chain(self.pods_enis()).any(|eni| eni.ips.contains(ip)))
     }
 
     pub(super) fn pending_enis(&self, push: &mut impl FnMut(String, String)) {

@@ -11,7 +11,8 @@
 //! | | | other stations | this node's own | no |
 //!
 //! A pod whose address belongs to an uplink (docs/eni.md) is never masqueraded for these: every station of its network
-//! finds its way back to it.
+//! finds its way back to it. A pod with a NIC of its own always is, be it client or backend: it and the network
+//! answer each other past the engine.
 //!
 //! Beyond that a client that would reach itself is masqueraded, and what this node sends from its address among the
 //! pods never needs to be: every node finds its way back. Which endpoints a list holds, control has decided.
@@ -78,6 +79,7 @@ pub(super) struct Candidates<'a> {
     tuple: Tuple,
     first: usize,
     masquerade: bool,
+    tables: View<'a>,
 }
 
 impl<'a> Candidates<'a> {
@@ -111,6 +113,7 @@ impl<'a> Candidates<'a> {
         }
         let masquerade = match client {
             Client::Pod if snat::is_bound(tables, tuple.src) => false,
+            Client::Pod if snat::has_own_nic(tables, tuple.src) => true,
             _ if has(Service::MASQUERADE) => true,
             Client::Pod => false,
             Client::Node => true,
@@ -119,7 +122,8 @@ impl<'a> Candidates<'a> {
         let settings = tables.settings();
         let returns = tuple.src == settings.router_ip || tuple.src == settings.router_ip6;
         let first = first(worker, &service, &backends, &tuple, now);
-        Ok(Some(Candidates { service, backends, tuple, first, masquerade: masquerade && !returns }))
+        let masquerade = masquerade && !returns;
+        Ok(Some(Candidates { service, backends, tuple, first, masquerade, tables }))
     }
 
     /// The number of the service.
@@ -131,8 +135,9 @@ impl<'a> Candidates<'a> {
     pub(super) fn choice(&self, attempt: usize) -> Option<Choice> {
         let backend = self.backends.get((self.first + attempt) % self.backends.len())?;
         let leaves = Tuple { dst: backend.ip, dport: backend.port, ..self.tuple };
-        // A pod that reaches itself would answer itself, past the engine.
-        Some(Choice { leaves, masquerade: self.masquerade || backend.ip == self.tuple.src })
+        // A pod that reaches itself would answer itself, past the engine; one with a NIC of its own whomever there.
+        let answers_past = backend.ip == self.tuple.src || snat::has_own_nic(self.tables, backend.ip);
+        Some(Choice { leaves, masquerade: self.masquerade || answers_past })
     }
 }
 

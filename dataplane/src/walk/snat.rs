@@ -130,6 +130,7 @@ fn translation(
     masquerade: bool,
 ) -> Option<Towards> {
     let is_dnat = arrives.dst != leaves.dst || arrives.dport != leaves.dport;
+    let own_nic = ingress.kind == PortKind::Pod && has_own_nic(tables, arrives.src);
     let (towards, due) = match tables.route(leaves.dst).and_then(|hop| hop.kind())? {
         // What the stack answers goes its own way unless the engine's own address asks; pods it finds through the
         // engine anyhow.
@@ -143,7 +144,8 @@ fn translation(
                 PortKind::Host => is_dnat,
                 PortKind::Uplink => false,
             };
-            if record.is_in_cluster(leaves.dst) {
+            // The network of a pod's own NIC knows the node by its address there alone.
+            if record.is_in_cluster(leaves.dst) && !own_nic {
                 (Towards::Pods, masquerade)
             } else {
                 (Towards::Outside, due)
@@ -157,6 +159,12 @@ fn translation(
 /// Whether an address belongs to an uplink: the network behind that knows it.
 pub(super) fn is_bound(tables: View<'_>, ip: Ip) -> bool {
     tables.endpoint(ip).is_some_and(|endpoint| endpoint.bound_to().is_some())
+}
+
+/// Whether an address is that of a pod with a NIC of its own, which answers past the engine whom it does not take for this
+/// node.
+pub(super) fn has_own_nic(tables: View<'_>, ip: Ip) -> bool {
+    tables.endpoint(ip).is_some_and(|endpoint| endpoint.has_own_nic())
 }
 
 /// Whether an address is a pod's, of whatever node.
