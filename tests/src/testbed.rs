@@ -221,6 +221,24 @@ impl Testbed {
 
     /// Makes a pod's namespace and veth as a CNI plugin would, and writes its manifest.
     pub fn add_pod(&mut self, node: usize, namespace: &str, name: &str, ip: Ipv4Addr) -> Result<PodId> {
+        let id = self.add_pod_with(node, namespace, name, ip, "eth0")?;
+        let pod = &self.pod(id).netns;
+        pod.ip(["addr", "add", &format!("{ip}/32"), "dev", "eth0"])?;
+        let gateway = names::GATEWAY_IP.to_string();
+        pod.ip(["route", "add", &gateway, "dev", "eth0", "scope", "link"])?;
+        pod.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "onlink"])?;
+        Ok(id)
+    }
+
+    /// The same without addresses and routes; the pod's end of the veth is named `device`.
+    pub fn add_pod_with(
+        &mut self,
+        node: usize,
+        namespace: &str,
+        name: &str,
+        ip: Ipv4Addr,
+        device: &str,
+    ) -> Result<PodId> {
         let pod = Netns::create(&format!("{}-{namespace}-{name}", self.name))?;
         let host = &self.nodes[node];
         let veth = names::host_veth(namespace, name);
@@ -241,7 +259,7 @@ impl Testbed {
             "veth",
             "peer",
             "name",
-            "eth0",
+            device,
             "mtu",
             &mtu,
             "address",
@@ -254,12 +272,8 @@ impl Testbed {
             pod.name(),
         ])?;
         host.netns().ip(["link", "set", &veth, "up"])?;
-        pod.ip(["addr", "add", &format!("{ip}/32"), "dev", "eth0"])?;
-        offloads_off(&pod, "eth0")?;
-        pod.ip(["link", "set", "eth0", "up"])?;
-        let gateway = names::GATEWAY_IP.to_string();
-        pod.ip(["route", "add", &gateway, "dev", "eth0", "scope", "link"])?;
-        pod.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "onlink"])?;
+        offloads_off(&pod, device)?;
+        pod.ip(["link", "set", device, "up"])?;
         self.manifests.pod(namespace, name, host.name(), ip)?;
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let id = PodId(self.pods_made);

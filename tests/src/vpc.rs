@@ -5,7 +5,8 @@ use crate::capture::Capture;
 use crate::error::{Error, Result};
 use crate::netns::Netns;
 use crate::node::UPLINK_MTU;
-use crate::testbed::{Testbed, offloads_off};
+use crate::testbed::{PodId, Testbed, offloads_off};
+use fairway_control::names;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
@@ -23,6 +24,8 @@ struct Eni {
     /// The network's end of it.
     port: String,
     ips: Vec<Ipv4Addr>,
+    /// Whether it is in a pod.
+    is_pods: bool,
 }
 
 /// See the module's head.
@@ -50,11 +53,49 @@ impl Vpc {
     /// Gives a node its ENI `number` (below 10), `eni<number>`, in a subnet of its own. The device gets no address.
     pub fn add_eni(&mut self, testbed: &Testbed, node: usize, number: u8) -> Result<()> {
         let subnet = 10 * (node as u8 + 1) + number;
-        let (device, port) = (format!("eni{number}"), format!("eni{subnet}"));
+        let eni = self.attach(testbed.nodes()[node].netns(), &format!("eni{number}"), node, subnet)?;
+        self.enis.push(eni);
+        Ok(())
+    }
+
+    /// Makes a pod with an ENI of its own, `eth0`, in the subnet 172.16.x.0/24 of `number` (10 to 19) and the node. The pod's
+    /// second interface, `eth1`, leads to the engine; by it go packets to its node and to these ranges.
+    pub fn give(
+        &mut self,
+        testbed: &mut Testbed,
+        node: usize,
+        number: u8,
+        name: &str,
+        ranges: &[&str],
+    ) -> Result<PodId> {
+        let subnet = 10 * (node as u8 + 1) + number;
+        let ip = Ipv4Addr::new(172, 16, subnet, 10);
+        let id = testbed.add_pod_with(node, "shop", name, ip, "eth1")?;
+        let pod = testbed.pod(id).netns();
+        let mut eni = self.attach(pod, "eth0", node, subnet)?;
+        eni.ips.push(ip);
+        eni.is_pods = true;
+        let (text, gateway) = (ip.to_string(), format!("172.16.{subnet}.253"));
+        pod.ip(["addr", "add", &format!("{ip}/24"), "dev", "eth0"])?;
+        pod.ip(["route", "add", "default", "via", &gateway, "dev", "eth0"])?;
+        let engine = names::GATEWAY_IP.to_string();
+        pod.ip(["route", "add", &engine, "dev", "eth1", "scope", "link", "src", &text])?;
+        let of_node = &testbed.nodes()[node];
+        let (own, among_pods) = (of_node.ip().to_string(), format!("10.244.{}.1", node + 1));
+        for range in ranges.iter().copied().chain([own.as_str(), &among_pods]) {
+            pod.ip(["route", "add", range, "via", &engine, "dev", "eth1", "onlink", "src", &text])?;
+        }
+        self.enis.push(eni);
+        self.write_manifest(testbed, node)?;
+        Ok(id)
+    }
+
+    /// Makes an ENI, the device in a namespace.
+    fn attach(&self, to: &Netns, device: &str, node: usize, subnet: u8) -> Result<Eni> {
+        let (device, port) = (device.to_owned(), format!("eni{subnet}"));
         let mac = format!("00:16:3e:00:00:{subnet:02x}");
-        let of_node = testbed.nodes()[node].netns();
         let (mtu, vpc) = (UPLINK_MTU.to_string(), self.netns.name());
-        of_node.ip([
+        to.ip([
             "link",
             "add",
             "name",
@@ -82,12 +123,11 @@ impl Vpc {
             vpc,
         ])?;
         self.netns.ip(["addr", "add", &format!("172.16.{subnet}.253/24"), "dev", &port])?;
-        for (netns, device) in [(of_node, &device), (&self.netns, &port)] {
+        for (netns, device) in [(to, &device), (&self.netns, &port)] {
             offloads_off(netns, device)?;
             netns.ip(["link", "set", device, "up"])?;
         }
-        self.enis.push(Eni { node, device, mac, subnet, port, ips: Vec::new() });
-        Ok(())
+        Ok(Eni { node, device, mac, subnet, port, ips: Vec::new(), is_pods: false })
     }
 
     fn eni(&self, node: usize, number: u8) -> Result<&Eni> {
@@ -114,20 +154,24 @@ impl Vpc {
     /// Terway's Node of a node.
     fn write_manifest(&self, testbed: &Testbed, node: usize) -> Result<()> {
         let name = testbed.nodes()[node].name();
+        let of_node = || self.enis.iter().filter(|eni| eni.node == node);
+        let exclusive = of_node().any(|eni| eni.is_pods);
+        let labels =
+            if exclusive { "  labels: {k8s.aliyun.com/exclusive-mode-eni-type: eniOnly}\n" } else { "" };
         let mut yaml = format!(
-            "apiVersion: network.alibabacloud.com/v1beta1\nkind: Node\nmetadata:\n  name: {name}\nstatus:\n  \
+            "apiVersion: network.alibabacloud.com/v1beta1\nkind: Node\nmetadata:\n  name: {name}\n{labels}status:\n  \
              networkInterfaces:\n"
         );
         // Writing to a String cannot fail.
-        for Eni { mac, subnet, ips, .. } in self.enis.iter().filter(|eni| eni.node == node) {
+        for Eni { mac, subnet, ips, is_pods, .. } in of_node() {
             let _ = write!(
                 yaml,
                 "    eni-{subnet}:\n      id: eni-{subnet}\n      status: InUse\n      macAddress: {mac}\n      \
-                 ipv4CIDR: 172.16.{subnet}.0/24\n      ipv4:\n        172.16.{subnet}.1: {{ip: 172.16.{subnet}.1, \
-                 primary: true, status: Valid}}\n"
+                 ipv4CIDR: 172.16.{subnet}.0/24\n      ipv4:\n"
             );
-            for ip in ips {
-                let _ = writeln!(yaml, "        {ip}: {{ip: {ip}, primary: false, status: Valid}}");
+            let own = Some(Ipv4Addr::new(172, 16, *subnet, 1)).filter(|_| !is_pods);
+            for (ip, primary) in own.iter().map(|ip| (ip, true)).chain(ips.iter().map(|ip| (ip, *is_pods))) {
+                let _ = writeln!(yaml, "        {ip}: {{ip: {ip}, primary: {primary}, status: Valid}}");
             }
         }
         testbed.manifests().write(&format!("enis-{name}"), &yaml)

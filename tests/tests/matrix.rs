@@ -37,6 +37,16 @@ fn every_path_within_the_subnet_of_crosssubnet_shows_the_right_addresses() {
 }
 
 #[test]
+fn every_path_beyond_the_subnet_of_crosssubnet_shows_the_right_addresses() {
+    walk(Mode::BeyondSubnet);
+}
+
+#[test]
 fn every_path_by_shared_enis_shows_the_right_addresses() {
-    walk(Mode::Eni);
+    walk(Mode::SharedEni);
+}
+
+#[test]
+fn every_path_by_enis_of_pods_own_shows_the_right_addresses() {
+    walk(Mode::ExclusiveEni);
 }

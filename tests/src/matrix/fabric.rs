@@ -2,7 +2,7 @@
 //! with the cloud's network around it.
 
 use super::mode::Mode;
-use super::paths::{Client, Outcome, Path, Server, Sights};
+use super::paths::{Asked, Client, Outcome, Path, Server, Sights};
 use super::seen::seen;
 use crate::capture::Capture;
 use crate::engines;
@@ -21,9 +21,51 @@ use std::time::Duration;
 const READY: Duration = Duration::from_secs(30);
 /// How long captures may lag behind a conversation that is over.
 const CAPTURE_LAG: Duration = Duration::from_secs(5);
-const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 /// First address of the first node's pod range, which the node itself has.
-const NODE_IN_POD_RANGE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+pub(super) const NODE_IN_POD_RANGE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+/// The router to the outside, on the switch.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
+/// Two services that differ in their policy towards the outside.
+const SERVICES: [Web; 2] = [
+    Web {
+        name: "web",
+        policy: "Cluster",
+        cluster_ip: Ipv4Addr::new(10, 96, 0, 80),
+        external_ip: Ipv4Addr::new(203, 0, 113, 80),
+    },
+    Web {
+        name: "web-local",
+        policy: "Local",
+        cluster_ip: Ipv4Addr::new(10, 96, 0, 81),
+        external_ip: Ipv4Addr::new(203, 0, 113, 81),
+    },
+];
+/// What pods with an ENI of their own reach by their second interface.
+const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "203.0.113.0/24"];
+
+/// A service with an external address.
+struct Web {
+    name: &'static str,
+    policy: &'static str,
+    cluster_ip: Ipv4Addr,
+    external_ip: Ipv4Addr,
+}
+
+impl Web {
+    fn spec(&self) -> ServiceSpec {
+        let (namespace, name) = ("shop".into(), self.name.into());
+        ServiceSpec { namespace, name, cluster_ip: self.cluster_ip, port: 80, target_port: POD_PORT }
+    }
+
+    fn manifest(&self) -> String {
+        let Web { name, policy, cluster_ip, external_ip } = self;
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: shop\n  name: {name}\nspec:\n  type: ClusterIP\n  \
+             clusterIP: {cluster_ip}\n  externalIPs: [{external_ip}]\n  externalTrafficPolicy: {policy}\n  ports:\n  \
+             - {{name: http, protocol: TCP, port: 80, targetPort: {POD_PORT}}}\n"
+        )
+    }
+}
 
 /// See the module's head.
 #[derive(Debug)]
@@ -31,12 +73,13 @@ pub struct Fabric {
     mode: Mode,
     // Before the nodes' namespaces, whose devices end in it.
     vpc: Option<Vpc>,
+    /// The router to the outside, where that is not the cloud's network.
+    router: Option<Netns>,
     testbed: Testbed,
     client: PodId,
     near: PodId,
     beside: Option<PodId>,
     far: PodId,
-    service: ServiceSpec,
     /// Conversations captured so far, for the names of files.
     captured: u32,
 }
@@ -52,29 +95,40 @@ impl Fabric {
         if let Some(pool) = mode.pool() {
             testbed.manifests().write("pool", &pool)?;
         }
-        let mut vpc = if mode == Mode::Eni { Some(build_vpc(&testbed)?) } else { None };
-        let mut pod = |testbed: &mut Testbed, name: &str, node: usize, eni: u8, host: u8| {
-            let ip = match &mut vpc {
-                Some(vpc) => vpc.assign(testbed, node, eni, host)?,
-                None => Ipv4Addr::new(10, 244, node as u8 + 1, host),
+        if mode == Mode::BeyondSubnet {
+            put_nodes_apart(&testbed)?;
+        }
+        let mut vpc = if mode.is_eni() { Some(build_vpc(&testbed, mode)?) } else { None };
+        let mut pod =
+            |testbed: &mut Testbed, name: &str, node: usize, eni: u8, host: u8| match (&mut vpc, mode) {
+                (Some(vpc), Mode::ExclusiveEni) => vpc.give(testbed, node, host, name, &SERVICE_RANGES),
+                (Some(vpc), _) => {
+                    let ip = vpc.assign(testbed, node, eni, host)?;
+                    testbed.add_pod(node, "shop", name, ip)
+                }
+                (None, _) => {
+                    let ip = Ipv4Addr::new(10, 244, node as u8 + 1, host);
+                    testbed.add_pod(node, "shop", name, ip)
+                }
             };
-            testbed.add_pod(node, "shop", name, ip)
-        };
         let client = pod(&mut testbed, "client", 0, 0, 10)?;
         let near = pod(&mut testbed, "near", 0, 0, 11)?;
-        let beside = if mode == Mode::Eni { Some(pod(&mut testbed, "beside", 0, 1, 12)?) } else { None };
+        let is_shared = mode == Mode::SharedEni;
+        let beside = if is_shared { Some(pod(&mut testbed, "beside", 0, 1, 12)?) } else { None };
         let far = pod(&mut testbed, "far", 1, 0, 13)?;
         for server in [Some(near), beside, Some(far)].into_iter().flatten() {
             testbed.start_server(server)?;
         }
-        let (namespace, name) = ("shop".into(), "web".into());
-        let service =
-            ServiceSpec { namespace, name, cluster_ip: SERVICE_IP, port: 80, target_port: POD_PORT };
-        testbed.manifests().service(&service)?;
+        for web in &SERVICES {
+            testbed.manifests().write(&format!("service-shop-{}", web.name), &web.manifest())?;
+        }
+        let router = if vpc.is_some() { None } else { Some(build_router(&testbed)?) };
+        let outside = vpc.as_ref().map(Vpc::netns).or(router.as_ref());
+        outside.map_or(Ok(()), |outside| join_outside(&testbed, outside))?;
         testbed.start_nodes(1)?;
         // Without them, pods reach each other by the kernels, which other devices see.
         testbed.wait("the engines carry the traffic", READY, |testbed| engines::carry(testbed))?;
-        Ok(Fabric { mode, vpc, testbed, client, near, beside, far, service, captured: 0 })
+        Ok(Fabric { mode, vpc, router, testbed, client, near, beside, far, captured: 0 })
     }
 
     /// Stops everything in order; the engines insist that no frame and no packet is missing.
@@ -90,8 +144,14 @@ impl Fabric {
         self.mode
     }
 
-    pub(super) fn service_ip(&self) -> Ipv4Addr {
-        self.service.cluster_ip
+    /// The address that is asked, if it is a service's.
+    pub(super) fn asked_ip(&self, asked: Asked) -> Option<Ipv4Addr> {
+        match asked {
+            Asked::Pod => None,
+            Asked::Cluster => Some(SERVICES[0].cluster_ip),
+            Asked::External => Some(SERVICES[0].external_ip),
+            Asked::Local => Some(SERVICES[1].external_ip),
+        }
     }
 
     /// Addresses of the two nodes on the wire.
@@ -119,13 +179,37 @@ impl Fabric {
         self.testbed.pod(self.server(server)).ip()
     }
 
-    /// Namespace and device from which a client speaks.
-    fn client_at(&self, client: Client) -> Result<(&Netns, &str)> {
-        Ok(match (client, &self.vpc) {
-            (Client::Node, _) => (self.testbed.nodes()[0].netns(), fairway_control::names::HOST_KERNEL_IF),
-            (Client::Outside, Some(vpc)) => (vpc.netns(), vpc.port(0, 0)?),
-            _ => (self.testbed.pod(self.client).netns(), "eth0"),
+    /// Namespace and devices from which a client speaks, each with the name under which what it sees is told.
+    fn client_at(&self, path: Path) -> Result<(&Netns, Vec<(&'static str, &str)>)> {
+        Ok(match (path.client, path.asked, &self.vpc) {
+            (Client::Node, ..) => {
+                (self.testbed.nodes()[0].netns(), vec![("", fairway_control::names::HOST_KERNEL_IF)])
+            }
+            (Client::Outside, Asked::Pod, Some(vpc)) => (vpc.netns(), vec![("", vpc.port(0, 0)?)]),
+            (Client::Outside, ..) => {
+                let outside = self.vpc.as_ref().map(Vpc::netns).or(self.router.as_ref());
+                (outside.unwrap_or(self.testbed.nodes()[0].netns()), vec![("", UPLINK)])
+            }
+            (Client::Pod, ..) => (self.testbed.pod(self.client).netns(), self.pods_devices()),
         })
+    }
+
+    /// The devices of a pod.
+    fn pods_devices(&self) -> Vec<(&'static str, &'static str)> {
+        if self.mode == Mode::ExclusiveEni {
+            vec![("eth0 ", "eth0"), ("eth1 ", "eth1")]
+        } else {
+            vec![("", "eth0")]
+        }
+    }
+
+    /// Captures of several devices of a namespace.
+    fn capture(&self, netns: &Netns, devices: &[(&'static str, &str)], stage: &str) -> Result<Vec<Wire>> {
+        let start = |(name, device): &(&'static str, &str)| {
+            let file = self.file(&format!("{stage}-{device}"));
+            Ok(Wire((*name).to_owned(), Capture::start(netns, device, self.testbed.dir(), &file)?))
+        };
+        devices.iter().map(start).collect()
     }
 
     /// Holds a conversation over a path, and compares what is seen of it with what should be.
@@ -140,31 +224,30 @@ impl Fabric {
 
     fn try_walk(&self, path: Path, wanted: &Sights) -> Result<Sights> {
         let server = self.testbed.pod(self.server(path.server));
-        let url = if path.by_service {
-            self.set_backend(path.server)?;
-            format!("http://{SERVICE_IP}:80/")
-        } else {
-            format!("http://{}:{POD_PORT}/", server.ip())
+        let url = match self.asked_ip(path.asked) {
+            Some(ip) => {
+                self.set_backend(path.server)?;
+                format!("http://{ip}:80/")
+            }
+            None => format!("http://{}:{POD_PORT}/", server.ip()),
         };
-        let (from, device) = self.client_at(path.client)?;
+        let (from, devices) = self.client_at(path)?;
         let ask = || self.ask(from, &url, server.name());
         // Until it goes through, so that what is captured afterwards is one whole conversation.
         wait_for(&format!("{} answers", server.name()), READY, || Ok(ask()))?;
-        let dir = self.testbed.dir();
-        let at_client = Capture::start(from, device, dir, &self.file("client"))?;
-        let at_server = Capture::start(server.netns(), "eth0", dir, &self.file("server"))?;
+        let at_client = self.capture(from, &devices, "client")?;
+        let at_server = self.capture(server.netns(), &self.pods_devices(), "server")?;
         let wires = self.wires()?;
         ask().map_err(|reason| Error::Answer { what: url.clone(), reason })?;
-        let on_wires = || -> Result<BTreeSet<String>> {
+        let all_of = |wires: &[Wire]| -> Result<BTreeSet<String>> {
             let mut all = BTreeSet::new();
-            for Wire(name, capture) in &wires {
-                all.extend(seen(&capture.so_far()?).into_iter().map(|sight| format!("{name} {sight}")));
+            for Wire(name, capture) in wires {
+                all.extend(seen(&capture.so_far()?).into_iter().map(|sight| format!("{name}{sight}")));
             }
             Ok(all)
         };
         let so_far = || -> Result<Sights> {
-            let (client, server) = (seen(&at_client.so_far()?), seen(&at_server.so_far()?));
-            Ok(Sights { client, wires: on_wires()?, server })
+            Ok(Sights { client: all_of(&at_client)?, wires: all_of(&wires)?, server: all_of(&at_server)? })
         };
         // What is missing in the end is for the comparison to tell.
         let complete = wait_for("the captures are complete", CAPTURE_LAG, || {
@@ -181,12 +264,14 @@ impl Fabric {
         format!("matrix-{}-{stage}", self.captured)
     }
 
-    /// Makes a server the service's only backend.
+    /// Makes a server the services' only backend.
     fn set_backend(&self, server: Server) -> Result<()> {
         let pod = self.testbed.pod(self.server(server));
         let node = self.testbed.nodes()[pod.node()].name().to_owned();
         let endpoint = EndpointSpec { pod: pod.name().to_owned(), ip: pod.ip(), node };
-        self.testbed.manifests().endpoints(&self.service, &[endpoint])
+        let set =
+            |web: &Web| self.testbed.manifests().endpoints(&web.spec(), std::slice::from_ref(&endpoint));
+        SERVICES.iter().try_for_each(set)
     }
 
     /// One request; an error in words unless `server` answers it.
@@ -201,23 +286,60 @@ impl Fabric {
     /// Captures of all wires of the first node.
     fn wires(&self) -> Result<Vec<Wire>> {
         let uplink = self.testbed.capture(self.node_ips().0, &self.file(UPLINK))?;
-        let mut wires = vec![Wire(UPLINK.to_owned(), uplink)];
-        for number in 0..2 {
-            if let Some(vpc) = &self.vpc {
-                let name = format!("eni{number}");
-                let capture = vpc.capture(&self.testbed, 0, number, &self.file(&name))?;
-                wires.push(Wire(name, capture));
-            }
+        let mut wires = vec![Wire(format!("{UPLINK} "), uplink)];
+        for (number, vpc) in
+            self.vpc.iter().filter(|_| self.mode == Mode::SharedEni).flat_map(|v| [(0, v), (1, v)])
+        {
+            let name = format!("eni{number}");
+            let capture = vpc.capture(&self.testbed, 0, number, &self.file(&name))?;
+            wires.push(Wire(format!("{name} "), capture));
         }
         Ok(wires)
     }
 }
 
-/// The cloud's network with two ENIs on the first node and one on the second.
-fn build_vpc(testbed: &Testbed) -> Result<Vpc> {
+/// The cloud's network, for shared ENIs with two on the first node and one on the second.
+fn build_vpc(testbed: &Testbed, mode: Mode) -> Result<Vpc> {
     let mut vpc = Vpc::create(testbed)?;
-    vpc.add_eni(testbed, 0, 0)?;
-    vpc.add_eni(testbed, 0, 1)?;
-    vpc.add_eni(testbed, 1, 0)?;
+    if mode == Mode::SharedEni {
+        vpc.add_eni(testbed, 0, 0)?;
+        vpc.add_eni(testbed, 0, 1)?;
+        vpc.add_eni(testbed, 1, 0)?;
+    }
     Ok(vpc)
+}
+
+/// A router to the outside that has the address of a station there itself.
+fn build_router(testbed: &Testbed) -> Result<Netns> {
+    let netns = Netns::create(&format!("{}-router", testbed.name()))?;
+    netns.ip(["addr", "add", &format!("{OUTSIDE}/32"), "dev", "lo"])?;
+    Ok(netns)
+}
+
+/// Makes the outside the nodes' way to all that they do not know; there, the first node has the external addresses.
+fn join_outside(testbed: &Testbed, outside: &Netns) -> Result<()> {
+    testbed.join_switch(outside, ROUTER)?;
+    let (router, node) = (ROUTER.to_string(), testbed.nodes()[0].ip().to_string());
+    for web in &SERVICES {
+        let (external, source) = (web.external_ip.to_string(), OUTSIDE.to_string());
+        outside.ip(["route", "add", &external, "via", &node, "src", &source])?;
+    }
+    for node in testbed.nodes() {
+        node.netns().ip(["route", "add", "default", "via", &router, "dev", UPLINK])?;
+    }
+    Ok(())
+}
+
+/// Notes of each node, as Calico does, that nobody else is in its subnet.
+fn put_nodes_apart(testbed: &Testbed) -> Result<()> {
+    for node in testbed.nodes() {
+        let (name, ip, cidr) = (node.name(), node.ip(), node.pod_cidr());
+        let yaml = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  annotations:\n    \
+             projectcalico.org/IPv4Address: {ip}/32\nspec:\n  podCIDR: {cidr}\nstatus:\n  addresses:\n  \
+             - {{type: InternalIP, address: {ip}}}\n"
+        );
+        testbed.manifests().write(&format!("node-{name}"), &yaml)?;
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-/// A mode of the pool that all pods are in.
+/// A mode of the pool that all pods are in, or of the cloud's network that they are part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// VXLAN to all nodes.
@@ -13,13 +13,25 @@ pub enum Mode {
     Direct,
     /// VXLAN beyond the subnet; both nodes are in one.
     CrossSubnet,
+    /// VXLAN beyond the subnet; each node is in one of its own, as Calico's annotations say.
+    BeyondSubnet,
     /// A VPC with two shared ENIs on the first node and one on the second.
-    Eni,
+    SharedEni,
+    /// A VPC in which every pod has an ENI of its own, and the engine is behind its second interface.
+    ExclusiveEni,
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Mode; 5] = [Mode::Vxlan, Mode::Ipip, Mode::Direct, Mode::CrossSubnet, Mode::Eni];
+    pub const ALL: [Mode; 7] = [
+        Mode::Vxlan,
+        Mode::Ipip,
+        Mode::Direct,
+        Mode::CrossSubnet,
+        Mode::BeyondSubnet,
+        Mode::SharedEni,
+        Mode::ExclusiveEni,
+    ];
 
     /// As the table's head has it.
     pub fn name(self) -> &'static str {
@@ -28,33 +40,40 @@ impl Mode {
             Mode::Ipip => "IPIP",
             Mode::Direct => "direct",
             Mode::CrossSubnet => "CrossSubnet",
-            Mode::Eni => "shared ENI",
+            Mode::BeyondSubnet => "… beyond it",
+            Mode::SharedEni => "shared ENI",
+            Mode::ExclusiveEni => "own ENI",
         }
+    }
+
+    /// Whether the cloud's network knows every pod.
+    pub(super) fn is_eni(self) -> bool {
+        matches!(self, Mode::SharedEni | Mode::ExclusiveEni)
     }
 
     /// Calico's IPPool that asks for it, if it is one that pools know.
     pub(super) fn pool(self) -> Option<String> {
         let (ipip, vxlan) = match self {
-            Mode::Eni => return None,
+            Mode::SharedEni | Mode::ExclusiveEni => return None,
             Mode::Vxlan => ("Never", "Always"),
             Mode::Ipip => ("Always", "Never"),
             Mode::Direct => ("Never", "Never"),
-            Mode::CrossSubnet => ("Never", "CrossSubnet"),
+            Mode::CrossSubnet | Mode::BeyondSubnet => ("Never", "CrossSubnet"),
         };
         Some(format!(
             "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: pods\nspec:\n  cidr: 10.244.0.0/16\n  \
-             ipipMode: {ipip}\n  vxlanMode: {vxlan}\n"
+             ipipMode: {ipip}\n  vxlanMode: {vxlan}\n  natOutgoing: true\n"
         ))
     }
 
-    /// Where and how a pod's packet is seen that leaves the first node or comes to it.
-    pub(super) fn on_wire(self, nodes: (Ipv4Addr, Ipv4Addr), packet: &str) -> String {
+    /// How a packet between pods is seen that leaves the first node by its uplink or comes to it.
+    pub(super) fn on_uplink(self, nodes: (Ipv4Addr, Ipv4Addr), packet: &str) -> String {
         match self {
-            Mode::Vxlan => format!("uplink0 vxlan {}>{}: {packet}", nodes.0, nodes.1),
+            Mode::Vxlan | Mode::BeyondSubnet => format!("uplink0 vxlan {}>{}: {packet}", nodes.0, nodes.1),
             Mode::Ipip => format!("uplink0 ipip {}>{}: {packet}", nodes.0, nodes.1),
-            Mode::Direct | Mode::CrossSubnet => format!("uplink0 {packet}"),
-            // That of the client's address.
-            Mode::Eni => format!("eni0 {packet}"),
+            Mode::Direct | Mode::CrossSubnet | Mode::SharedEni | Mode::ExclusiveEni => {
+                format!("uplink0 {packet}")
+            }
         }
     }
 }
