@@ -243,3 +243,55 @@ fn an_uplink_that_does_not_exist_is_named() {
     cluster.wait_for_backends(&["web-2"]);
     cluster.stop_and_check_invariants();
 }
+
+/// Waits until the first node's status says all of these words, or none of them.
+fn wait_for_words(cluster: &mut Cluster, words: &[&str], are_there: bool) {
+    let what = format!("status says {words:?}: {are_there}");
+    let waited = cluster.testbed.wait(&what, DEADLINE, |testbed| {
+        let status = testbed.nodes()[0].ask(&["status"]).map_err(|e| e.to_string())?.to_string();
+        if words.iter().all(|word| status.contains(word) == are_there) { Ok(()) } else { Err(status) }
+    });
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn what_is_wrong_with_the_network_is_named_and_the_rest_goes_on() {
+    if !gate::may_run("refusals") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    cluster.set_backends(&["web-1", "web-2"]);
+    cluster.wait_for_backends(&["web-1", "web-2"]);
+
+    // A pool that does not cover the node's pods.
+    let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pods}\nspec: {cidr: 10.244.2.0/24, \
+                vxlanMode: Always}\n";
+    cluster.testbed.manifests().write("pool", pool).expect("pool");
+    let words = ["pod range of Node node-1", "10.244.1.0/24 is not wholly in a pool"];
+    wait_for_words(&mut cluster, &words, true);
+    cluster.wait_for_backends(&["web-1", "web-2"]);
+    cluster.testbed.manifests().remove("pool").expect("remove");
+    wait_for_words(&mut cluster, &words, false);
+
+    // A gateway that does not answer.
+    let route = ["route", "add", "10.9.0.0/16", "via", "192.168.77.99"];
+    cluster.testbed.nodes()[0].netns().ip(route).expect("route");
+    let words = ["next hop 192.168.77.99", "does not answer"];
+    wait_for_words(&mut cluster, &words, true);
+    cluster.wait_for_backends(&["web-1", "web-2"]);
+    cluster.testbed.nodes()[0].netns().ip(["route", "del", "10.9.0.0/16"]).expect("route");
+    wait_for_words(&mut cluster, &words[..1], false);
+
+    // An uplink that loses its address: pods of the node still reach each other, and all when it is back.
+    cluster.testbed.nodes()[0].netns().ip(["addr", "flush", "dev", "uplink0"]).expect("flush");
+    let words = ["no device has the node's InternalIP 192.168.77.1"];
+    wait_for_words(&mut cluster, &words, true);
+    cluster.set_backends(&["web-1"]);
+    cluster.wait_for_backends(&["web-1"]);
+    cluster.testbed.nodes()[0].netns().ip(["addr", "add", "192.168.77.1/24", "dev", "uplink0"]).expect("add");
+    wait_for_words(&mut cluster, &words, false);
+    cluster.set_backends(&["web-1", "web-2"]);
+    cluster.wait_for_backends(&["web-1", "web-2"]);
+    cluster.stop_and_check_invariants();
+}
