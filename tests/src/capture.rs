@@ -21,12 +21,12 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures the IPv4 packets on a device, from when this returns.
+    /// Captures the IPv4 and IPv6 packets on a device, from when this returns.
     pub fn start(netns: &Netns, device: &str, dir: &Path, name: &str) -> Result<Capture> {
         let file = dir.join(format!("{name}.pcap"));
         let mut command = netns.command("tcpdump");
         command.args(["-i", device, "-p", "-U", "--immediate-mode", "-Z", "root", "-s", SNAP_LEN]);
-        command.args(["-c", MAX_PACKETS, "-w"]).arg(&file).arg("ip");
+        command.args(["-c", MAX_PACKETS, "-w"]).arg(&file).arg("ip or ip6");
         let mut process = Process::spawn("tcpdump", command, &dir.join(format!("{name}.log")), true)?;
         wait_for("tcpdump listens", Duration::from_secs(10), || {
             process.expect_alive()?;
@@ -72,8 +72,8 @@ impl Capture {
     }
 }
 
-/// How many packets of pods a capture holds, by what they were put into: `vxlan 4096 on 4789`, `ipip`, `udp` or
-/// `direct`. Others do not count.
+/// How many packets of pods a capture holds, by what they were put into: `vxlan 4096 on 4789`, `ipip`, `udp`,
+/// `direct` or `direct IPv6`. Others do not count.
 pub fn by_encapsulation(packets: &[Vec<u8>]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for packet in packets {
@@ -85,6 +85,10 @@ pub fn by_encapsulation(packets: &[Vec<u8>]) -> BTreeMap<String, usize> {
 }
 
 fn encapsulation(packet: &[u8]) -> Option<String> {
+    if packet.get(12..14)? == [0x86, 0xdd] {
+        let is_pod = |at: usize| packet.get(at..at + 4) == Some(&[0xfd, 0, 2, 0x44]);
+        return (is_pod(22) && is_pod(38)).then(|| "direct IPv6".to_owned());
+    }
     let is_pod = |at: usize| packet.get(at..at + 2) == Some(&[10, 244]);
     let later_fragment = *packet.get(20)? & 0x1f != 0 || *packet.get(21)? != 0;
     match *packet.get(23)? {

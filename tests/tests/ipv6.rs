@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::dual_stack::{VIP, address, one_ping, start, write_service};
+use common::dual_stack::{PORT, VIP, address, one_ping, start, write_service};
+use common::ways::wait_for_way;
 use fairway_control::names;
+use fairway_tests::capture::by_encapsulation;
 use fairway_tests::gate;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::pod::udp::UdpSummary;
@@ -54,6 +56,57 @@ fn dual_stack_pods_speak_ipv6_with_everybody() {
     for (place, before, after) in cluster.kernel_counters_since(before) {
         let errors = snmp::new_errors(&before, &after);
         assert!(errors.is_empty(), "{place} counts packet errors: {errors:?}");
+    }
+    cluster.stop_and_check_invariants();
+}
+
+/// Pools of both families with one mode.
+fn pools(mode: &str) -> String {
+    let pool = |name: &str, cidr: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: {{cidr: '{cidr}', ipipMode: \
+             Never, vxlanMode: {mode}}}\n---\n"
+        )
+    };
+    pool("four", "10.244.0.0/16") + &pool("six", "fd00:244::/32")
+}
+
+#[test]
+fn pools_carry_ipv6_between_nodes_with_and_without_encapsulation_and_change_it_while_it_runs() {
+    if !gate::may_run("ipv6") {
+        return;
+    }
+    let _alone = gate::alone();
+    let (mut cluster, _servers) = start();
+    for (mode, kind, encapsulation, wire) in [
+        ("Never", "gateway", None, "direct IPv6"),
+        ("Always", "tunnel", Some("vxlan"), "vxlan 4096 on 4789"),
+        // Both nodes are in one subnet.
+        ("CrossSubnet", "gateway", None, "direct IPv6"),
+    ] {
+        cluster.testbed.manifests().write("pools", &pools(mode)).expect("pools");
+        wait_for_way(&mut cluster, 0, "fd00:244:2::/64", kind, encapsulation);
+        wait_for_way(&mut cluster, 1, "fd00:244:1::/64", kind, encapsulation);
+        let capture = cluster.testbed.capture(cluster.testbed.nodes()[0].ip(), mode).expect("capture");
+        for (from, to) in [("client", "web-2"), ("web-2", "web-1")] {
+            let netns = cluster.testbed.pod(cluster.pod(from)).netns();
+            let server = format!("[{}]:{PORT}", address(&cluster, to));
+            let url = format!("http://{server}/bytes/3000000");
+            let args = ["get", url.as_str(), "--verify-bytes", "--timeout-ms", "30000"];
+            let download: Summary =
+                cluster.testbed.client(netns, &args, Duration::from_secs(40)).expect("client");
+            assert_eq!((download.errors, download.byte_exact), (Vec::new(), Some(true)), "{mode}");
+            for size_bytes in ["1", "1472", "65000"] {
+                let args =
+                    ["udp-ping", &server, "--count", "5", "--size-bytes", size_bytes, "--timeout-ms", "3000"];
+                let echoes: UdpSummary =
+                    cluster.testbed.client(netns, &args, Duration::from_secs(40)).expect("client");
+                assert_eq!((echoes.received, echoes.damaged), (5, 0), "{mode}: {size_bytes} bytes");
+            }
+        }
+        let counts = by_encapsulation(&capture.stop().expect("captured packets"));
+        assert_eq!(counts.keys().collect::<Vec<_>>(), [wire], "{mode}: {counts:?}");
+        assert!(counts[wire] > 4000, "{mode}: {counts:?}");
     }
     cluster.stop_and_check_invariants();
 }

@@ -13,6 +13,9 @@ const VXLAN_LEN: usize = 30;
 
 /// An IPv4 packet of TCP as it is on a wire: `10.244.1.10>10.244.2.12`, or that after `vxlan 192.168.77.1>192.168.77.2: `.
 fn describe(packet: &[u8]) -> Option<String> {
+    if packet.get(12..14)? == [0x86, 0xdd] {
+        return None;
+    }
     let ip = packet.get(ETHERNET_LEN..)?;
     let header_len = usize::from(*ip.first()? & 15) * 4;
     let payload = ip.get(header_len..)?;
