@@ -92,6 +92,23 @@ fn of_two_insertions_of_one_connection_one_succeeds() {
     });
 }
 
+/// Where the table is full, what is in the way is looked for without locks before another makes room.
+#[test]
+fn a_connection_that_another_worker_inserts_is_no_stranger_in_its_own_way() {
+    model(|| {
+        let table = heap(2);
+        let other = table.clone();
+        let looks = loom::thread::spawn(move || other.inner().in_the_way(&[tuple(1), reply(&tuple(1))]));
+        let conn = insert(&table, 1, 5).unwrap().conn;
+        let found = looks.join().unwrap();
+        assert!(
+            found.is_ok()
+                || matches!(found, Err(InsertError::Exists(found)) if found.conn == conn && found.direction == Direction::Original),
+            "{found:?}"
+        );
+    });
+}
+
 /// What two workers do that give one port to two senders at once: the table is the allocation (docs/nat.md).
 #[test]
 fn of_two_connections_that_want_the_same_reply_one_gets_it() {

@@ -279,11 +279,15 @@ impl Inner {
     }
 
     /// Whether a connection stands in the way of one with these tuples.
-    fn in_the_way(&self, tuples: &[Tuple; 2]) -> Result<(), InsertError> {
+    pub(super) fn in_the_way(&self, tuples: &[Tuple; 2]) -> Result<(), InsertError> {
         if let Some(found) = self.lookup(&tuples[0]) {
             return Err(InsertError::Exists(found));
         }
         match self.lookup(&tuples[1]) {
+            // Without the chains' locks: inserted since the look-up above.
+            Some(found) if found.tuples == *tuples => {
+                Err(InsertError::Exists(Found { direction: Direction::Original, ..found }))
+            }
             Some(found) => Err(InsertError::Clash(Some(found))),
             None => Ok(()),
         }

@@ -187,7 +187,7 @@ mod tests {
         let mut requests = Requests::listen(dir.path()).unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let engine = scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     requests.serve(|Request::DeleteConnections(all)| Answer::Deleted(all.len()));
                     std::thread::sleep(Duration::from_millis(1));
@@ -195,6 +195,7 @@ mod tests {
             });
             let result = client(dir.path());
             stop.store(true, Ordering::Relaxed);
+            engine.join().unwrap();
             result
         })
     }

@@ -163,8 +163,9 @@ fn insert(
     let mut over = None;
     for leaves in sources.tuples() {
         let mut inserted = match conntrack.lookup(&leaves.reversed()) {
-            Some(other) => Err(InsertError::Clash(Some(other))),
-            None => try_to(&leaves),
+            Some(other) if other.tuples[0] != tuple => Err(InsertError::Clash(Some(other))),
+            // Or of this very connection, which another worker has just inserted: that is found out there.
+            _ => try_to(&leaves),
         };
         if let Err(InsertError::Clash(Some(other))) = inserted
             && opens(packet)
