@@ -143,6 +143,7 @@ impl Publisher {
         self.room.forget_failures();
         let refused_before: BTreeSet<Key> =
             keys.iter().filter(|key| self.refused.remove(key).is_some()).copied().collect();
+        let cleared = self.clear_what_leads_astray(&keys, desired);
         let kept = |key: &Key| self.leftovers.contains(key) && !desired.contains_key(key);
         let part = |model: &Model| -> Model {
             keys.iter().filter(|k| !kept(k)).filter_map(|k| Some((*k, model.get(k)?.clone()))).collect()
@@ -158,7 +159,8 @@ impl Publisher {
             self.apply_what_fits(&deleted, desired);
             self.apply_what_fits(&set, desired);
         }
-        let outcome = Published { set: set.len(), deleted: deleted.len(), refused: self.refused.len() };
+        let deletions = deleted.len() + cleared;
+        let outcome = Published { set: set.len(), deleted: deletions, refused: self.refused.len() };
         self.count_refusals(keys.difference(&refused_before));
         if !all.is_empty() {
             self.room.watch(&self.writer);
@@ -167,6 +169,43 @@ impl Publisher {
             tracing::debug!(?outcome, generation = self.view().generation(), "tables changed");
         }
         outcome
+    }
+
+    /// Deletes entries that lead to a port number which becomes another device's, unless they go on leading there; returns
+    /// how many are to stay deleted. Within a batch the tables set before they delete: packets would go to a stranger
+    /// for that moment, or, if control dies in it, until it starts again.
+    fn clear_what_leads_astray(&mut self, keys: &BTreeSet<Key>, desired: &Model) -> usize {
+        let port = |model: &Model, key: &Key| match model.get(key) {
+            Some(Value::Port(port)) => Some(*port),
+            _ => None,
+        };
+        let changes_device = |key: &Key| match (key, port(&self.published, key), port(desired, key)) {
+            (Key::Port(id), Some(old), Some(new)) if old.ifname() != new.ifname() => Some(*id),
+            _ => None,
+        };
+        let ports: BTreeSet<PortId> = keys.iter().filter_map(changes_device).collect();
+        if ports.is_empty() {
+            return 0;
+        }
+        // Pods' addresses whatever the batch is about: one that is a leftover goes later.
+        let endpoints = self.published.range(Key::Endpoint(Ip::UNSPECIFIED)..);
+        let endpoints = endpoints.map(|(key, _)| *key).take_while(|key| matches!(key, Key::Endpoint(_)));
+        let concerned: BTreeSet<Key> = keys.iter().copied().chain(endpoints).collect();
+        let astray = concerned.into_iter().filter(|key| {
+            let value = self.published.get(key);
+            value.is_some_and(|value| leads_to(key, value, &ports)) && value != desired.get(key)
+        });
+        let astray: Vec<Key> = astray.collect();
+        let ops: Vec<Op> = astray.iter().map(|key| op(key, None)).collect();
+        if self.writer.apply(&ops).is_err() {
+            // Deletions always fit. Were it not so, they would be part of what follows.
+            return 0;
+        }
+        astray.iter().for_each(|key| {
+            self.published.remove(key);
+            self.leftovers.remove(key);
+        });
+        astray.iter().filter(|key| !desired.contains_key(key)).count()
     }
 
     fn try_apply(&mut self, ops: &[(Key, Op)], desired: &Model) -> Result<(), ApplyError> {
@@ -293,10 +332,24 @@ fn op(key: &Key, value: Option<&Value>) -> Op {
     }
 }
 
+/// Whether packets that meet this entry go to one of these ports.
+fn leads_to(key: &Key, value: &Value, ports: &BTreeSet<PortId>) -> bool {
+    match (key, value) {
+        (_, Value::Endpoint(endpoint)) => ports.contains(&endpoint.port) || ports.contains(&endpoint.uplink),
+        (_, Value::Route(hop)) => ports.contains(&hop.port),
+        (_, Value::Paths(group)) => group.paths().iter().any(|path| ports.contains(&path.next_hop.port)),
+        (Key::Neighbour(neighbour), _) => ports.contains(&neighbour.port),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fairway_tables::{Capacities, Group, NextHop, NextHopKind, Prefix, Tables};
+    use fairway_tables::{
+        Capacities, Endpoint, FaultStop, Group, NextHop, NextHopKind, Port, PortKind, Prefix, Tables,
+    };
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     const UNLIMITED: u64 = u64::MAX;
 
@@ -390,5 +443,48 @@ mod tests {
         publisher.publish(&desired, [key]);
         assert_eq!(publisher.retry(&desired).refused, 0);
         assert_eq!(read(publisher.view()), desired);
+    }
+
+    /// Two pods, one of which goes, and the other comes to have its port's number.
+    #[test]
+    fn an_address_never_leads_to_a_port_number_that_has_become_another_pods() {
+        let pods = |pods: &[(u8, u16)]| -> Model {
+            let entries = pods.iter().flat_map(|(pod, number)| {
+                let (id, mac) = (PortId(*number), Mac([*pod; 6]));
+                let port = Port::new(&format!("pod{pod}"), PortKind::Pod, 1500, mac, Mac::ZERO).unwrap();
+                let endpoint = Endpoint::new(id, mac);
+                let ip = Ip::v4([10, 0, 0, *pod]);
+                [(Key::Port(id), Value::Port(port)), (Key::Endpoint(ip), Value::Endpoint(endpoint))]
+            });
+            entries.collect()
+        };
+        let ways = [
+            (pods(&[(1, 2)]), pods(&[(3, 2)])),
+            (pods(&[(1, 2), (3, 3)]), pods(&[(1, 3), (3, 2)])),
+            (pods(&[(1, 2), (3, 3), (4, 4)]), pods(&[(3, 2), (4, 4)])),
+        ];
+        for (before, after) in ways {
+            let mut deaths = 0;
+            for stores in 0.. {
+                let (writer, _) = Tables::heap(Capacities::default());
+                let mut publisher = Publisher::new(writer, UNLIMITED);
+                publisher.publish(&before, before.keys().copied());
+                publisher.writer.stop_after_stores(stores);
+                let keys: BTreeSet<Key> = before.keys().chain(after.keys()).copied().collect();
+                let publish = AssertUnwindSafe(|| publisher.publish(&after, keys));
+                let died = catch_unwind(publish).is_err_and(|cause| cause.is::<FaultStop>());
+                for (ip, endpoint) in publisher.view().endpoints() {
+                    let name = publisher.view().port(endpoint.port).map(|port| port.ifname().to_owned());
+                    let pod = endpoint.mac.0[0];
+                    assert_eq!((name, ip), (Some(format!("pod{pod}")), Ip::v4([10, 0, 0, pod])), "{stores}");
+                }
+                if !died {
+                    assert_eq!(read(publisher.view()), after);
+                    break;
+                }
+                deaths += 1;
+            }
+            assert!(deaths > 10, "only {deaths} stores");
+        }
     }
 }
