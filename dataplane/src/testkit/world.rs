@@ -192,10 +192,10 @@ pub mod addr {
     }
 }
 
-/// Tables, one worker, and frames.
-pub struct World {
+/// Tables, one worker, and frames. `W` writes the tables: a test itself, or a part of control.
+pub struct World<W = Writer> {
     /// Control's side of the tables.
-    pub writer: Writer,
+    pub writer: W,
     /// Makes further readers.
     pub readers: ReaderFactory,
     /// The worker's side.
@@ -297,24 +297,8 @@ impl World {
     pub fn with_capacities(config: WorldConfig, capacities: Capacities) -> World {
         let (mut writer, readers) = Tables::heap(capacities);
         writer.apply(&base_ops(&config)).expect("the tables have room");
-        let umem = Umem::new(UmemConfig { frames: config.frames, frame_size: 2048, huge_pages: true })
-            .expect("memory for frames");
         let ports = usize::from(config.pods) + 2;
-        let conntrack =
-            Conntrack::heap(config.connections, Timeouts::default()).expect("memory for connections");
-        let affinity = Affinity::heap(AFFINITY_PLACES).expect("memory for clients");
-        let mut tx = TxBatches::new(ports);
-        (0..ports as u16).for_each(|port| tx.open(PortId(port)));
-        World {
-            writer,
-            reader: readers.reader(),
-            readers,
-            worker: WorkerState::new(config.flows, ports, conntrack, affinity),
-            cache: umem.cache(),
-            tx,
-            now: Now { seconds: 1000 },
-            umem,
-        }
+        World::around(config, ports, writer, readers)
     }
 
     /// Has pods reach stations outside the cluster through a router on the uplink, with the node's address; and the node's
@@ -370,6 +354,29 @@ impl World {
     /// Changes the tables.
     pub fn apply(&mut self, op: Op) {
         self.writer.apply(&[op]).expect("the tables have room");
+    }
+}
+
+impl<W> World<W> {
+    /// A worker that has seen nothing on given tables, with `ports` ports; of the configuration, the sizes count.
+    pub fn around(config: WorldConfig, ports: usize, writer: W, readers: ReaderFactory) -> World<W> {
+        let umem = Umem::new(UmemConfig { frames: config.frames, frame_size: 2048, huge_pages: true })
+            .expect("memory for frames");
+        let conntrack =
+            Conntrack::heap(config.connections, Timeouts::default()).expect("memory for connections");
+        let affinity = Affinity::heap(AFFINITY_PLACES).expect("memory for clients");
+        let mut tx = TxBatches::new(ports);
+        (0..ports as u16).for_each(|port| tx.open(PortId(port)));
+        World {
+            writer,
+            reader: readers.reader(),
+            readers,
+            worker: WorkerState::new(config.flows, ports, conntrack, affinity),
+            cache: umem.cache(),
+            tx,
+            now: Now { seconds: 1000 },
+            umem,
+        }
     }
 
     /// Takes a frame and fills it.
