@@ -80,7 +80,8 @@ impl NodePorts {
             let program: &mut CgroupSockAddr =
                 ebpf.program_mut(name).ok_or(object(name))?.try_into().map_err(|_| object(name))?;
             program.load().map_err(|error| SteeringError::load(&error))?;
-            let attached = program.attach(&cgroup, CgroupAttachMode::AllowMultiple);
+            // A link shares the cgroup with others always; the kernel refuses to be asked for that.
+            let attached = program.attach(&cgroup, CgroupAttachMode::Single);
             attached.map_err(|error| SteeringError::load(&error))?;
         }
         Ok(NodePorts { _programs: ebpf, map, held: BTreeSet::new() })

@@ -143,8 +143,10 @@ impl Node {
     }
 
     fn spawn_from(&self, path: &Path, program: &str, args: &[String]) -> Result<Process> {
-        let mut command = self.netns.command(path);
-        command.args(args).env("NO_COLOR", "1");
+        // `ip netns exec` gives the process a /sys of its own, in which nothing is mounted.
+        let mut command = self.netns.command("sh");
+        let mount = "mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec \"$@\"";
+        command.args(["-c", mount, "sh"]).arg(path).args(args).env("NO_COLOR", "1");
         let log = self.spec.dir.join(format!("{program}.log"));
         let name = format!("{program} of {}", self.spec.name);
         Process::spawn(&name, command, &log, self.spec.die_with_parent)
