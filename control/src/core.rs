@@ -113,6 +113,7 @@ impl Core {
             vxlan_port: options.vxlan_port,
             clamp_mss: options.clamp_mss,
             max_ports: options.max_ports,
+            service_cidrs: options.service_cidrs.clone(),
             node_port_addresses: options.node_port_addresses.clone(),
             nat: options.nat.clone(),
             direct_routes: options.direct_routes,

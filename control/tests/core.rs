@@ -131,7 +131,8 @@ fn a_restart_with_a_broken_file_keeps_what_that_file_once_gave() {
 
 #[test]
 fn full_tables_leave_out_what_does_not_fit_say_so_and_harm_nothing_else() {
-    let (writer, _) = Tables::heap(Capacities { services: 2, ..Capacities::default() });
+    // Two services, each with one port and a record for all others.
+    let (writer, _) = Tables::heap(Capacities { services: 4, ..Capacities::default() });
     let mut core = Core::new(options(Path::new("/nowhere")), writer);
     let mut many = cluster();
     many.push((

@@ -116,6 +116,8 @@ fn what_a_full_table_has_no_room_for_is_named_and_goes_in_when_there_is_room() {
             "ports" => (0, 0),
             // To its pods, and to its own address.
             "routes" | "next_hops" => (2, 2),
+            // Its port, and all others.
+            "services" => (2, 2),
             _ => (1, 1),
         };
         assert_eq!(left_out(&core, table), counted, "{table}");

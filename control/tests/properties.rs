@@ -23,6 +23,7 @@ fn config(uplink: Option<&str>, direct_routes: DirectRoutes) -> Config {
         vni: 4096,
         vxlan_port: 4789,
         clamp_mss: false,
+        service_cidrs: vec![],
         max_ports: 4,
         node_port_addresses: NodePortAddresses::Primary,
         nat: Default::default(),

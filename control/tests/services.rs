@@ -6,7 +6,7 @@ mod common;
 use fairway_control::core::{Core, Options};
 use fairway_control::index::NodePortAddresses;
 use fairway_control::manifests::Folder;
-use fairway_tables::{Capacities, Ip, Prefix, Service, ServiceKey, Tables};
+use fairway_tables::{Capacities, Ip, NextHopKind, Prefix, Service, ServiceKey, Tables};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -112,6 +112,37 @@ fn policies_say_which_backends_each_address_leads_to() {
         assert_eq!(got, [cluster, others.clone(), others.clone(), others], "{what}");
         assert_eq!(node.ids().len(), 1, "all addresses of a service port share its number");
     }
+}
+
+#[test]
+fn other_ports_of_a_cluster_address_are_known_as_the_services_and_lead_nowhere() {
+    let mut node = Node::new(NodePortAddresses::Primary);
+    node.take(&[service(&json!({})), slice(&[1])]);
+    let backends = |node: &Node, ip: Ip| {
+        let view = node.core.publisher().view().service(&ServiceKey::no_port(ip))?;
+        Some((view.service().flags, view.cluster().len()))
+    };
+    assert_eq!(backends(&node, CLUSTER), Some((0, 0)));
+    for other in [NODE, BALANCER, EXTERNAL] {
+        assert_eq!(backends(&node, other), None, "{other} may be somebody else's too");
+    }
+    let listed = node.core.services();
+    assert!(listed.iter().all(|service| service.port != 0), "nobody asked for it: {listed:?}");
+    node.take(&[service(&json!({"clusterIP": "None"})), slice(&[1])]);
+    assert_eq!(backends(&node, CLUSTER), None);
+}
+
+#[test]
+fn addresses_of_no_service_in_the_services_range_lead_nowhere() {
+    let (writer, _) = Tables::heap(Capacities::default());
+    let service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    let options = Options { service_cidrs, ..common::options(Path::new("/nowhere")) };
+    let mut core = Core::new(options, writer);
+    let node = common::node("a", "10.244.1.0/24", "192.0.2.1");
+    core.take(common::files(&[("node.yaml", node)]), common::kernel(&[]));
+    let kind = |core: &Core, ip| core.publisher().view().route(ip).and_then(|hop| hop.kind());
+    assert_eq!(kind(&core, CLUSTER), Some(NextHopKind::Blackhole));
+    assert_eq!(kind(&core, EXTERNAL), Some(NextHopKind::Host));
 }
 
 #[test]

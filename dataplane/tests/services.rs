@@ -5,7 +5,7 @@ mod common;
 
 use common::{drops, look};
 use fairway_dataplane::testkit::{World, WorldConfig, addr};
-use fairway_dataplane::wire::{proto, sctp, tcp_flags};
+use fairway_dataplane::wire::{icmp, proto, sctp, tcp_flags};
 use fairway_tables::{Backend, DropReason, Ip, Op, PortId, Service, ServiceKey, Targets};
 use std::collections::BTreeSet;
 
@@ -51,6 +51,33 @@ fn a_pod_uses_the_clusters_backends_of_a_local_service() {
     let targets = Targets { cluster: backends(&[1, 2]), local: backends(&[2]), ..Targets::default() };
     set(&mut world, BALANCER, Service::EXTERNAL | Service::LOCAL, 0, targets);
     assert_eq!(reached(&mut world, 0, BALANCER, 1000..1040), (ports(&[1, 2]), 0));
+    world.finish();
+}
+
+#[test]
+fn a_port_that_a_services_address_does_not_have_is_refused() {
+    let mut world = World::new(WorldConfig { frames: 512, ..WorldConfig::default() });
+    set(&mut world, VIP, 0, 0, backends(&[1]).into());
+    let none = Service { id: 6, flags: 0, affinity_timeout_s: 0 };
+    world.apply(Op::SetService(ServiceKey::no_port(Ip::v4(VIP)), none, Targets::default()));
+    let headers = addr::from_pod(0, VIP);
+    for (frame, answers) in [
+        (headers.tcp(1000, 7, tcp_flags::SYN, &[]), true),
+        (headers.udp(1000, 7, b"x"), true),
+        (headers.around(47, b"GRE"), true),
+        (headers.tcp(1000, 7, tcp_flags::RST, &[]), false),
+    ] {
+        match world.send(addr::pod_port(0), &frame) {
+            Some((port, error)) => {
+                let seen = look(&error);
+                assert_eq!((port, seen.src, seen.dst), (addr::pod_port(0), addr::ROUTER, addr::pod(0)));
+                assert!(answers && (error[34], error[35]) == (icmp::UNREACHABLE, 3), "port unreachable");
+            }
+            None => assert!(!answers),
+        }
+    }
+    assert_eq!(drops(&world, DropReason::NoBackend), 3);
+    assert_eq!(reached(&mut world, 0, VIP, 1000..1010), (ports(&[1]), 0), "its own port answers");
     world.finish();
 }
 

@@ -261,6 +261,16 @@ impl ServiceKey {
     pub fn new(ip: Ip, port: u16, proto: u8) -> ServiceKey {
         ServiceKey { ip, port, proto, reserved: 0 }
     }
+
+    /// The key of what is sent to a service's address, but to none of its ports.
+    pub fn no_port(ip: Ip) -> ServiceKey {
+        ServiceKey::new(ip, 0, 0)
+    }
+
+    /// Whether this is the key of a port, not of [what has none](Self::no_port).
+    pub fn is_port(&self) -> bool {
+        self.proto != 0
+    }
 }
 
 /// What is fixed per service port; its backends follow separately. Key: [`ServiceKey`].

@@ -74,7 +74,8 @@ pub fn run(dir: &Path, cluster: Cluster, changes: usize) -> Result<Vec<Figure>, 
 fn check_complete(core: &Core, cluster: Cluster) -> Result<(), ChurnError> {
     let view = core.publisher().view();
     let backends: usize = view.services().map(|(_, service)| service.backends().count()).sum();
-    let seen = (view.services().count(), view.tunnels().count());
+    let ports = view.services().filter(|(key, _)| key.is_port()).count();
+    let seen = (ports, view.tunnels().count());
     let wanted = (cluster.services(), cluster.nodes - 1);
     let refused = core.publisher().refused().len();
     if seen != wanted || backends < cluster.pods() / 2 || refused > 0 {

@@ -119,7 +119,8 @@ impl Core {
 
     /// `GET /services`.
     pub fn services(&self) -> Vec<types::Service> {
-        let mut services: Vec<_> = self.publisher().view().services().collect();
+        let mut services: Vec<_> =
+            self.publisher().view().services().filter(|(key, _)| key.is_port()).collect();
         services.sort_by_key(|(key, _)| *key);
         let one = |(key, view): (fairway_tables::ServiceKey, fairway_tables::ServiceView<'_>)| {
             let (namespace, name, port_name) = self.index().service_named(&key).unwrap_or_default();

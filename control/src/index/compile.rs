@@ -107,6 +107,10 @@ impl Index {
         }
         // unless the engine knows the gateway, and translates.
         self.compile_masquerade(node, &mut out);
+        // What no service has of their ranges leads nowhere.
+        for cidr in &self.config.service_cidrs {
+            out.insert(Key::Route(*cidr), route(NextHopKind::Blackhole, Ip::UNSPECIFIED));
+        }
         let on_uplink = |entry: &&(u32, Ip)| Some(entry.0) == self.uplink && !is_link_local(entry.1);
         let uplink_ips = self.facts.addresses.iter().filter(on_uplink).map(|(_, ip)| *ip);
         let own = node.pod_cidrs.iter().map(host_address).chain(node.underlay());

@@ -49,6 +49,8 @@ pub struct Config {
     pub clamp_mss: bool,
     /// How many ports the tables hold.
     pub max_ports: u32,
+    /// Ranges that hold all service addresses, where they are known.
+    pub service_cidrs: Vec<Prefix>,
     /// Where node ports answer.
     pub node_port_addresses: NodePortAddresses,
     /// What is translated, and how.
@@ -157,7 +159,9 @@ impl Index {
         });
         let services = published.iter().filter_map(|(key, value)| match (key, value) {
             // Other addresses of a service have the number of a cluster address.
-            (Key::Service(key), Value::Service(service, _)) if service.flags & Record::EXTERNAL == 0 => {
+            (Key::Service(key), Value::Service(service, _))
+                if service.flags & Record::EXTERNAL == 0 && key.is_port() =>
+            {
                 Some((*key, service.id))
             }
             _ => None,

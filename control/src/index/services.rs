@@ -82,6 +82,14 @@ impl Index {
             external: service.is_external(),
         };
         let sources = self.admitted(service);
+        // What is sent to other ports of a cluster address is refused.
+        for (ip, port) in service.cluster_ips.iter().zip(service.ports.iter().cycle()) {
+            let Some(id) = self.service_ids.claim(&ServiceKey::new(*ip, port.port, port.proto)) else {
+                continue;
+            };
+            let record = tables::Service { id, flags: 0, affinity_timeout_s: 0 };
+            out.insert(Key::Service(ServiceKey::no_port(*ip)), Value::Service(record, Targets::default()));
+        }
         for port in &service.ports {
             for is_v4 in [true, false] {
                 let family =

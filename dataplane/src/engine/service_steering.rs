@@ -57,7 +57,8 @@ impl ServiceSteering {
 /// Where services are reached: by stations beyond the uplinks, and, on the node's own addresses, by its own processes.
 fn frontends(tables: View<'_>) -> (BTreeSet<Frontend>, BTreeSet<Frontend>) {
     let for_processes = [ServiceKey::NODE_PORTS, ServiceKey::NODE_PORTS6];
-    let keys = || tables.services().map(|(key, _)| key).filter(|key| !for_processes.contains(&key.ip));
+    let is_frontend = |key: &ServiceKey| key.is_port() && !for_processes.contains(&key.ip);
+    let keys = || tables.services().map(|(key, _)| key).filter(is_frontend);
     let frontend = |key: ServiceKey| (key.ip.into(), key.port, key.proto);
     let is_node_port = |key: &ServiceKey| {
         let own = if key.ip.is_v4() { ServiceKey::NODE_PORTS } else { ServiceKey::NODE_PORTS6 };

@@ -27,9 +27,11 @@ use fairway_tables::{
     BackendSet, DropReason, Ip, NextHopKind, PortKind, Prefix, Service, ServiceKey, ServiceView, View,
 };
 
-/// The service that the destination names, if any.
+/// The service that the destination names, if any. What is sent to an address that has services, but to none of their
+/// ports, finds a record without backends there.
 pub(super) fn find<'a>(tables: View<'a>, tuple: &Tuple) -> Option<ServiceView<'a>> {
-    tables.service(&ServiceKey::new(tuple.dst, tuple.dport, tuple.proto))
+    let port = tables.service(&ServiceKey::new(tuple.dst, tuple.dport, tuple.proto));
+    port.or_else(|| tables.service(&ServiceKey::no_port(tuple.dst)))
 }
 
 /// Who asks a service.
