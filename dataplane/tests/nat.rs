@@ -5,7 +5,7 @@ mod common;
 
 use common::drops;
 use common::tuples::{Place, Step, ip, send};
-use fairway_dataplane::conntrack::{Conntrack, Timeouts, Tuple};
+use fairway_dataplane::conntrack::{Conntrack, Direction, Timeouts, Tuple};
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::proto;
 use fairway_tables::stats::Counter;
@@ -266,6 +266,34 @@ fn a_port_of_a_connection_that_is_over_is_given_again_when_no_other_is_left() {
     world.worker.conntrack.update(found.conn, proto::TCP, found.direction, reset, world.now.seconds);
     assert_eq!(exchange(&mut world, Place::Pod(1), &second, Place::Wire), leaves);
     assert_eq!(world.worker.conntrack.lookup(&first), None);
+    world.finish();
+}
+
+#[test]
+fn a_server_does_not_meet_a_tuple_again_that_it_may_remember_even_from_the_same_client() {
+    let mut world = world();
+    for n in [1, 2] {
+        world.set_service_at(
+            ServiceKey::new(vip(n, true), 80, proto::TCP),
+            n.into(),
+            &[(pod(1, true), 8080)],
+        );
+    }
+    let first = tuple(pod(0, true), 40_000, vip(1, true), 80, proto::TCP);
+    let second = Tuple { dst: vip(2, true), ..first };
+    let leaves = exchange(&mut world, Place::Pod(0), &first, Place::Pod(1));
+    assert_eq!((leaves.src, leaves.sport), (pod(0, true), 40_000));
+    for direction in [Direction::Reply, Direction::Original] {
+        let conn = world.worker.conntrack.lookup(&first).unwrap().conn;
+        let fin = fairway_dataplane::wire::tcp_flags::FIN;
+        world.worker.conntrack.update(conn, proto::TCP, direction, fin, world.now.seconds);
+    }
+    // Through another address: the server still waits for what the first may have left behind.
+    let other = exchange(&mut world, Place::Pod(0), &second, Place::Pod(1));
+    assert!(is_given(other.sport), "{other:?}");
+    // The client itself may begin again: it knows what it sent.
+    world.worker.flows.clear();
+    assert_eq!(exchange(&mut world, Place::Pod(0), &first, Place::Pod(1)), leaves);
     world.finish();
 }
 

@@ -4,7 +4,7 @@
 use super::service::{self, Candidates, Choice};
 use super::snat::{self, Sources};
 use crate::clock::Now;
-use crate::conntrack::{ConnRef, Conntrack, Direction, Found, InsertError, Inserted, Tuple};
+use crate::conntrack::{ConnRef, Conntrack, Direction, Found, InsertError, Inserted, State, Tuple};
 use crate::family::Parcel;
 use crate::freshness::Dependency;
 use crate::parse::Ingress;
@@ -158,8 +158,9 @@ fn insert(
     let try_to = |leaves: &Tuple| {
         conntrack.insert(&tuple, &leaves.reversed(), packet.tcp_flags(), service, now.seconds)
     };
-    // A connection that is over may give up its tuple to a new one, but only its own client's at once: a server that
-    // remembers it would take another client's sequence numbers for old ones.
+    // A connection that is over gives up its tuple only where none is free: a server that remembers it would take the
+    // sequence numbers of another for old ones, even those of the same client (RFC 9293 section 3.6.1). One that was
+    // reset nobody remembers; it gives way to its own client's at once.
     let mut over = None;
     for leaves in sources.tuples() {
         let mut inserted = match conntrack.lookup(&leaves.reversed()) {
@@ -171,7 +172,7 @@ fn insert(
             && opens(packet)
             && other.state.may_be_reused()
         {
-            if other.tuples[0].src == tuple.src {
+            if other.state == State::Closed && other.tuples[0].src == tuple.src {
                 conntrack.remove(other.conn);
                 inserted = try_to(&leaves);
             } else {
