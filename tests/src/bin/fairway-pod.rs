@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use fairway_tests::pod::{client, probe, server, stream, udp, witness};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -97,7 +97,7 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         duration_ms: u64,
     },
-    /// Tell every client, over TCP and UDP, its own address and the client's.
+    /// Tell every client, over TCP, UDP and SCTP, its own address and the client's.
     Witness {
         /// Addresses and ports to listen on.
         #[arg(long, required = true, value_delimiter = ',')]
@@ -110,6 +110,9 @@ enum Command {
         /// Source ports are counted up from this one.
         #[arg(long)]
         first_port: u16,
+        /// Address of its own from which to ask; one of each family at most.
+        #[arg(long)]
+        from: Vec<IpAddr>,
     },
 }
 
@@ -150,11 +153,11 @@ async fn run(command: Command) -> Result<String, String> {
             witness::serve(&listen).await.map_err(|e| format!("listen on {listen:?}: {e}"))?;
             Ok(String::new())
         }
-        Command::Ask { questions: file, first_port } => {
+        Command::Ask { questions: file, first_port, from } => {
             let text = std::fs::read(&file).map_err(|e| format!("read {}: {e}", file.display()))?;
             let questions: Vec<witness::Question> =
                 serde_json::from_slice(&text).map_err(|e| format!("questions in {}: {e}", file.display()))?;
-            json(serde_json::to_string(&witness::ask(&questions, first_port).await))
+            json(serde_json::to_string(&witness::ask(&questions, first_port, &from).await))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The witness and who asks it: a server that tells what it sees of each connection, and a client that finds
 //! out, by many short connections to one address, who may answer there and what becomes of the source.
 
+use super::association::{self, Packet};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,6 +34,8 @@ pub enum Transport {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP: an INIT and its answer.
+    Sctp,
 }
 
 /// What a witness says of one connection.
@@ -44,7 +47,7 @@ pub struct Sight {
     pub peer: SocketAddr,
 }
 
-/// Tells every client on these addresses, over TCP and UDP, what is seen of it, for as long as the process lives.
+/// Tells every client on these addresses, over TCP, UDP and SCTP, what is seen of it, for as long as the process lives.
 /// Prints `listening on …` once all sockets are open.
 pub async fn serve(listen: &[SocketAddr]) -> io::Result<()> {
     let mut tasks = JoinSet::new();
@@ -53,6 +56,11 @@ pub async fn serve(listen: &[SocketAddr]) -> io::Result<()> {
         let udp = UdpSocket::bind(*local).await?;
         tasks.spawn(tell_tcp(tcp, *local));
         tasks.spawn(tell_udp(udp, *local));
+    }
+    let mut ports: BTreeMap<IpAddr, Vec<u16>> = BTreeMap::new();
+    listen.iter().for_each(|local| ports.entry(local.ip()).or_default().push(local.port()));
+    for (ip, ports) in ports {
+        tasks.spawn(tell_sctp(association::open(ip)?, ip, ports));
     }
     println!("listening on {listen:?}");
     tasks.join_all().await;
@@ -78,6 +86,19 @@ async fn tell_udp(socket: UdpSocket, local: SocketAddr) {
         // Errors here are ICMP errors about earlier answers.
         if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
             let _ = socket.send_to(&sight(local, peer), peer).await;
+        }
+    }
+}
+
+async fn tell_sctp(socket: UdpSocket, ip: IpAddr, ports: Vec<u16>) {
+    let mut buffer = [0; association::PACKET_LEN];
+    loop {
+        let Ok((len, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let Some(packet) = Packet::received(ip.is_ipv4(), &buffer[..len]) else { continue };
+        if packet.is_init() && ports.contains(&packet.dport) {
+            let peer = SocketAddr::new(peer.ip(), packet.sport);
+            let said = sight(SocketAddr::new(ip, packet.dport), peer);
+            let _ = socket.send_to(&packet.answer(said).bytes(), association::address(peer.ip())).await;
         }
     }
 }
@@ -133,16 +154,20 @@ impl Answer {
 }
 
 /// Asks all questions at once, one attempt after the other at each, until everyone who may answer has been met. Source
-/// ports are counted up from `first_port`, so that no attempt meets what is remembered of an earlier one.
-pub async fn ask(questions: &[Question], first_port: u16) -> Vec<Answer> {
+/// ports are counted up from `first_port`, so that no attempt meets what is remembered of an earlier one. Attempts come
+/// from the address of the target's family that is given, else from that which the kernel chooses.
+pub async fn ask(questions: &[Question], first_port: u16, from: &[IpAddr]) -> Vec<Answer> {
     let ports = Arc::new(AtomicU16::new(first_port));
     let mut tasks = JoinSet::new();
     for (place, question) in questions.iter().copied().enumerate() {
         let ports = ports.clone();
+        let local = from.iter().copied().find(|ip| ip.is_ipv4() == question.target.is_ipv4());
+        let local = local.unwrap_or_else(|| unspecified(question.target));
         tasks.spawn(async move {
             let mut answer = Answer::default();
             while !answer.is_complete() {
-                answer.add(attempt(question, ports.fetch_add(1, Ordering::Relaxed)).await);
+                let local = SocketAddr::new(local, ports.fetch_add(1, Ordering::Relaxed));
+                answer.add(attempt(question, local).await);
             }
             (place, answer)
         });
@@ -152,14 +177,15 @@ pub async fn ask(questions: &[Question], first_port: u16) -> Vec<Answer> {
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-async fn attempt(question: Question, port: u16) -> io::Result<Sight> {
-    let local: SocketAddr = match question.target {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
-    };
+fn unspecified(target: SocketAddr) -> IpAddr {
+    if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+async fn attempt(question: Question, local: SocketAddr) -> io::Result<Sight> {
     let said = match question.transport {
         Transport::Tcp => timeout(CONNECT_TIMEOUT, over_tcp(local, question.target)).await??,
         Transport::Udp => over_udp(local, question.target).await?,
+        Transport::Sctp => over_sctp(local, question.target).await?,
     };
     serde_json::from_slice(&said).map_err(io::Error::other)
 }
@@ -186,6 +212,33 @@ async fn over_udp(local: SocketAddr, target: SocketAddr) -> io::Result<Vec<u8>> 
         }
     }
     Err(io::ErrorKind::TimedOut.into())
+}
+
+/// All sockets that are connected to one address get its errors: refusals tell nothing of single ports.
+async fn over_sctp(local: SocketAddr, target: SocketAddr) -> io::Result<Vec<u8>> {
+    let socket = association::open(local.ip())?;
+    socket.connect(association::address(target.ip())).await?;
+    let init = Packet::init(local.port(), target.port(), QUESTION).bytes();
+    for _ in 0..DATAGRAMS {
+        socket.send(&init).await?;
+        if let Ok(answer) = timeout(DATAGRAM_TIMEOUT, answer_of(&socket, local, target)).await {
+            return answer;
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// The answer to an association; the socket receives those of others with the same peer, too.
+async fn answer_of(socket: &UdpSocket, local: SocketAddr, target: SocketAddr) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; association::PACKET_LEN];
+    loop {
+        let len = socket.recv(&mut buffer).await?;
+        let packet = Packet::received(target.is_ipv4(), &buffer[..len]);
+        let is_ours = |p: &Packet| !p.is_init() && (p.sport, p.dport) == (target.port(), local.port());
+        if let Some(packet) = packet.filter(is_ours) {
+            return Ok(packet.data);
+        }
+    }
 }
 
 #[cfg(test)]

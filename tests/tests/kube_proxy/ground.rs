@@ -67,7 +67,7 @@ const OUTSIDE: u8 = 9;
 pub(crate) struct Ground {
     // Processes before the namespaces that they are in.
     witnesses: Vec<Process>,
-    _outside: Netns,
+    outside: Netns,
     pub(crate) testbed: Testbed,
 }
 
@@ -96,12 +96,17 @@ impl Ground {
             write_pod(&testbed, id)?;
             witnesses.push(start_witness(&testbed, id)?);
         }
-        Ok(Ground { witnesses, _outside: outside, testbed })
+        Ok(Ground { witnesses, outside, testbed })
     }
 
     /// The namespace of node-1.
     pub(crate) fn node(&self) -> &Netns {
         self.testbed.nodes()[0].netns()
+    }
+
+    /// The namespace that is the way out of the cluster.
+    pub(crate) fn outside(&self) -> &Netns {
+        &self.outside
     }
 
     /// The pod of this name.
@@ -152,7 +157,7 @@ impl Ground {
     }
 }
 
-fn add_uplink_ip6(netns: &Netns, last: u8) -> Result<()> {
+pub(crate) fn add_uplink_ip6(netns: &Netns, last: u8) -> Result<()> {
     dual_stack::allow_ipv6(netns, &["lo", UPLINK])?;
     netns.ip(["addr", "add", &format!("fd00:77::{last}/64"), "dev", UPLINK, "nodad"]).map(drop)
 }
@@ -174,6 +179,18 @@ fn write_pod(testbed: &Testbed, id: PodId) -> Result<()> {
 fn ip6_of(pod: &Pod) -> Ipv6Addr {
     let [_, _, node, last] = pod.ip().octets();
     Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, last.into())
+}
+
+/// The address of a pod that may be an endpoint.
+pub(crate) fn endpoint_ip(name: &str, is_v4: bool) -> IpAddr {
+    let place = ENDPOINTS.iter().position(|(other, _)| *other == name);
+    let place = place.unwrap_or_else(|| panic!("there is no endpoint {name}"));
+    let (node, last) = (ENDPOINTS[place].1 as u8 + 1, place as u8 + 11);
+    if is_v4 {
+        Ipv4Addr::new(10, 244, node, last).into()
+    } else {
+        Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, last.into()).into()
+    }
 }
 
 fn start_witness(testbed: &Testbed, id: PodId) -> Result<Process> {
