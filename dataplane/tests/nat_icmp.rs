@@ -13,12 +13,14 @@ use fairway_tables::stats::Counter;
 use fairway_tables::{Ip, Mac, PortId, Service, ServiceKey};
 
 /// What errors are told about.
-const KINDS: [(bool, u8); 6] = [
+const KINDS: [(bool, u8); 8] = [
     (true, proto::TCP),
     (true, proto::UDP),
+    (true, proto::SCTP),
     (true, proto::ICMP),
     (false, proto::TCP),
     (false, proto::UDP),
+    (false, proto::SCTP),
     (false, proto::ICMPV6),
 ];
 
@@ -81,7 +83,7 @@ fn is_of(quoted: &[u8], frame: &[u8]) {
 
 fn outgoing(is_v4: bool, protocol: u8) -> Tuple {
     let (src, dst) = (ip(addr::pod(0), addr::pod6(0), is_v4), ip(addr::outside(1), addr::outside6(1), is_v4));
-    let dport = if matches!(protocol, proto::TCP | proto::UDP) { 443 } else { 40_000 };
+    let dport = if matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) { 443 } else { 40_000 };
     Tuple { src, dst, sport: 40_000, dport, proto: protocol }
 }
 
@@ -173,7 +175,8 @@ fn what_is_told_about_the_nodes_own_packets_goes_to_its_stack_unchanged() {
 
 #[test]
 fn a_backend_of_a_service_that_masquerades_is_told_by_this_node() {
-    for (is_v4, protocol) in KINDS.into_iter().filter(|(_, proto)| matches!(*proto, proto::TCP | proto::UDP))
+    for (is_v4, protocol) in
+        KINDS.into_iter().filter(|(_, proto)| matches!(*proto, proto::TCP | proto::UDP | proto::SCTP))
     {
         let mut world = world();
         let own = ip(addr::NODE, addr::NODE6, is_v4);

@@ -3,9 +3,10 @@
 
 mod common;
 
+use common::tuples::association;
 use common::{drops, look};
 use fairway_dataplane::testkit::{World, WorldConfig, addr};
-use fairway_dataplane::wire::{icmp, proto, sctp, tcp_flags};
+use fairway_dataplane::wire::{icmp, proto, tcp_flags};
 use fairway_tables::{Backend, DropReason, Ip, Op, PortId, Service, ServiceKey, Targets};
 use std::collections::BTreeSet;
 
@@ -172,12 +173,7 @@ fn clients_are_remembered_apart_and_so_are_services() {
 fn sctp_is_translated_with_a_right_checksum_both_ways() {
     let mut world = World::new(WorldConfig::default());
     set(&mut world, VIP, 0, 0, backends(&[1]).into());
-    let packet = |sport: u16, dport: u16| {
-        let mut sctp = [&sport.to_be_bytes()[..], &dport.to_be_bytes(), &[7; 4], &[0; 4], &[1; 37]].concat();
-        let sum = sctp::checksum(&sctp);
-        sctp[sctp::CHECKSUM..sctp::LEN].copy_from_slice(&sum.to_le_bytes());
-        sctp
-    };
+    let packet = association;
     let frame = addr::from_pod(0, VIP).around(proto::SCTP, &packet(5000, 80));
     for _ in 0..2 {
         let (port, out) = world.send(addr::pod_port(0), &frame).expect("forwarded");

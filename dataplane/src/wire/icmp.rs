@@ -1,6 +1,6 @@
 //! ICMP for IPv4 (RFC 792).
 
-use super::{be16, checksum, ipv4, proto, put_raw16, put_raw32, raw16, raw32};
+use super::{be16, checksum, ipv4, proto, put_raw16, put_raw32, raw16, raw32, sctp};
 
 /// Type of an echo reply.
 pub const ECHO_REPLY: u8 = 0;
@@ -84,7 +84,7 @@ impl Quoted {
         let proto = quoted[9];
         let l4 = &quoted[header_len..];
         let ports = match proto {
-            proto::TCP | proto::UDP => raw32(l4, 0),
+            proto::TCP | proto::UDP | proto::SCTP => raw32(l4, 0),
             proto::ICMP if is_echo(l4[0]) => u32::from_ne_bytes([l4[4], l4[5], l4[4], l4[5]]),
             _ => 0,
         };
@@ -100,6 +100,7 @@ impl Quoted {
         put_raw32(quoted, ipv4::DST, dst);
         update(quoted, ipv4::CHECKSUM, checksum::fold(addresses));
         let delta = checksum::fold(addresses + checksum::delta32(self.ports, ports));
+        let total_len = be16(quoted, 2);
         let l4 = &mut quoted[self.header_len..];
         match self.proto {
             proto::TCP => {
@@ -113,6 +114,10 @@ impl Quoted {
                 if raw16(l4, 6) != 0 {
                     update(l4, 6, delta);
                 }
+            }
+            proto::SCTP => {
+                let whole_len = usize::from(total_len).saturating_sub(self.header_len);
+                sctp::rewrite_quoted(l4, whole_len, self.ports, ports);
             }
             proto::ICMP if is_echo(l4[0]) => {
                 rewrite_echo(l4, ports, checksum::fold(checksum::delta_echo(self.ports, ports)))

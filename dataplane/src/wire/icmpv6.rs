@@ -1,6 +1,6 @@
 //! ICMPv6 (RFC 4443) and what is needed of neighbour discovery (RFC 4861).
 
-use super::{checksum, icmp, icmp::Quoted, ipv6, proto, put_raw16, raw16, raw32};
+use super::{be16, checksum, icmp, icmp::Quoted, ipv6, proto, put_raw16, raw16, raw32, sctp};
 use fairway_tables::Mac;
 
 /// Length of the fixed header.
@@ -121,7 +121,7 @@ pub fn quoted(quoted: &[u8]) -> Option<([u8; 16], [u8; 16], Quoted)> {
     let l4 = &quoted[ipv6::LEN..];
     let proto = header[6];
     let ports = match proto {
-        proto::TCP | proto::UDP => raw32(l4, 0),
+        proto::TCP | proto::UDP | proto::SCTP => raw32(l4, 0),
         proto::ICMPV6 if is_echo(l4[0]) => u32::from_ne_bytes([l4[4], l4[5], l4[4], l4[5]]),
         _ => 0,
     };
@@ -138,8 +138,10 @@ pub fn rewrite_quoted(packet: &mut [u8], was: &Quoted, src: &[u8; 16], dst: &[u8
     let addresses = checksum::delta(&packet[ipv6::SRC..ipv6::LEN], &[*src, *dst].concat());
     packet[ipv6::SRC..ipv6::DST].copy_from_slice(src);
     packet[ipv6::DST..ipv6::LEN].copy_from_slice(dst);
+    let whole_len = usize::from(be16(packet, 4));
     let l4 = &mut packet[ipv6::LEN..];
     let at = match was.proto {
+        proto::SCTP => return sctp::rewrite_quoted(l4, whole_len, was.ports, ports),
         proto::TCP => 16,
         proto::UDP => 6,
         proto::ICMPV6 if is_echo(l4[0]) => {

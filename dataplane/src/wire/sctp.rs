@@ -86,6 +86,18 @@ pub fn checksum(packet: &[u8]) -> u32 {
     })
 }
 
+/// Writes other ports into the beginning of a packet of `whole_len` bytes, at least its ports, and corrects the checksum
+/// if it is there.
+pub fn rewrite_quoted(packet: &mut [u8], whole_len: usize, old: u32, new: u32) {
+    if packet.len() >= 4 {
+        super::put_raw32(packet, 0, new);
+    }
+    if let Some(sum) = packet.get_mut(CHECKSUM..LEN) {
+        let correction = correction(old, new, whole_len).to_le_bytes();
+        sum.iter_mut().zip(correction).for_each(|(byte, change)| *byte ^= change);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

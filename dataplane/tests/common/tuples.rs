@@ -6,7 +6,7 @@ use fairway_dataplane::conntrack::Tuple;
 use fairway_dataplane::testkit::packet::Headers;
 use fairway_dataplane::testkit::packet6::Headers6;
 use fairway_dataplane::testkit::{World, addr, packet};
-use fairway_dataplane::wire::{ETHERTYPE_IPV6, be16, icmp, icmpv6, proto, tcp_flags};
+use fairway_dataplane::wire::{ETHERTYPE_IPV6, be16, icmp, icmpv6, proto, sctp, tcp_flags};
 use fairway_tables::{Ip, Mac, PortId};
 
 /// Which packet of a connection.
@@ -63,6 +63,7 @@ fn plain(to: Mac, tuple: &Tuple, step: Step) -> Vec<u8> {
             match tuple.proto {
                 proto::TCP => headers.tcp(sport, dport, flags, b"x"),
                 proto::UDP => headers.udp(sport, dport, b"x"),
+                proto::SCTP => headers.around(proto::SCTP, &association(sport, dport)),
                 _ => headers.echo(kind, sport, 1, b"x"),
             }
         }
@@ -72,10 +73,19 @@ fn plain(to: Mac, tuple: &Tuple, step: Step) -> Vec<u8> {
             match tuple.proto {
                 proto::TCP => headers.tcp(sport, dport, flags, b"x"),
                 proto::UDP => headers.udp(sport, dport, b"x"),
+                proto::SCTP => headers.around(proto::SCTP, &association(sport, dport)),
                 _ => headers.echo(kind, sport, 1, b"x"),
             }
         }
     }
+}
+
+/// An SCTP packet of one chunk.
+pub(crate) fn association(sport: u16, dport: u16) -> Vec<u8> {
+    let mut packet = [&sport.to_be_bytes()[..], &dport.to_be_bytes(), &[7; 4], &[0; 4], &[1; 37]].concat();
+    let sum = sctp::checksum(&packet);
+    packet[sctp::CHECKSUM..sctp::LEN].copy_from_slice(&sum.to_le_bytes());
+    packet
 }
 
 /// A packet as it comes from a place.
@@ -123,7 +133,7 @@ fn tuple(frame: &[u8]) -> Tuple {
                 Some(TransportSlice::Icmpv6(icmp)) => {
                     icmp.is_checksum_valid(header.source, header.destination)
                 }
-                _ => false,
+                _ => header.next_header.0 == proto::SCTP,
             };
             assert!(right, "checksum");
             (Ip(header.source), Ip(header.destination))
@@ -141,7 +151,17 @@ fn tuple(frame: &[u8]) -> Tuple {
             let id = be16(icmp.slice(), 4);
             (proto::ICMPV6, id, id)
         }
-        _ => panic!("no transport"),
+        _ => {
+            let packet = match &sliced.net {
+                Some(NetSlice::Ipv4(ip)) => ip.payload(),
+                Some(NetSlice::Ipv6(ip)) => ip.payload(),
+                _ => panic!("no IP packet"),
+            };
+            assert_eq!(packet.ip_number.0, proto::SCTP, "no transport");
+            let packet = packet.payload;
+            assert_eq!(packet[sctp::CHECKSUM..sctp::LEN], sctp::checksum(packet).to_le_bytes());
+            (proto::SCTP, be16(packet, 0), be16(packet, 2))
+        }
     };
     Tuple { src, dst, sport, dport, proto: protocol }
 }
