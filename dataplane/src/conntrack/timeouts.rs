@@ -30,6 +30,10 @@ pub struct Timeouts {
     pub icmp_s: u32,
     /// Everything else.
     pub other_s: u32,
+    /// SCTP without a reply.
+    pub sctp_s: u32,
+    /// SCTP with replies: several times the 30 seconds between heartbeats (RFC 9260 section 16).
+    pub sctp_established_s: u32,
 }
 
 impl Default for Timeouts {
@@ -46,6 +50,8 @@ impl Default for Timeouts {
             udp_stream_s: 120,
             icmp_s: 60,
             other_s: 30,
+            sctp_s: 30,
+            sctp_established_s: 210,
         }
     }
 }
@@ -59,7 +65,7 @@ pub struct TimeoutError {
 
 impl Timeouts {
     /// What [`set`](Self::set) knows, after the kernel's `nf_conntrack_*_timeout*`.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 13] = [
         "tcp-syn-sent",
         "tcp-syn-recv",
         "tcp-established",
@@ -71,6 +77,8 @@ impl Timeouts {
         "udp-stream",
         "icmp",
         "generic",
+        "sctp",
+        "sctp-established",
     ];
 
     /// Sets one of them, given as `NAME=SECONDS`.
@@ -94,6 +102,8 @@ impl Timeouts {
             "udp-stream" => &mut self.udp_stream_s,
             "icmp" => &mut self.icmp_s,
             "generic" => &mut self.other_s,
+            "sctp" => &mut self.sctp_s,
+            "sctp-established" => &mut self.sctp_established_s,
             _ => return Err(error()),
         };
         if !(1..=YEAR_S).contains(&seconds) {
@@ -123,6 +133,8 @@ impl Timeouts {
             (proto::UDP, State::New) => self.udp_s,
             (proto::UDP, _) => self.udp_stream_s,
             (proto::ICMP | proto::ICMPV6, _) => self.icmp_s,
+            (proto::SCTP, State::New) => self.sctp_s,
+            (proto::SCTP, _) => self.sctp_established_s,
             _ => self.other_s,
         }
     }
@@ -155,7 +167,7 @@ mod tests {
             (tcp_syn_s, tcp_established_s, udp_stream_s, icmp_s, other_s),
             (1000, 1002, 1008, 1009, 1010)
         );
-        for bad in ["udp", "udp=", "udp=0", "udp=-1", "udp=99999999999", "sctp=1", "=5"] {
+        for bad in ["udp", "udp=", "udp=0", "udp=-1", "udp=99999999999", "dccp=1", "=5"] {
             let error = timeouts.set(bad).unwrap_err().to_string();
             assert!(error.contains(bad) && error.contains("tcp-established"), "{error}");
         }
