@@ -6,6 +6,7 @@
 
 use crate::group::mix;
 use crate::record::Backend;
+use std::collections::VecDeque;
 
 /// Places of a table: prime, so that every stride visits each place once. Backends beyond this number get none.
 pub(crate) const SIZE: usize = 16_381;
@@ -58,6 +59,29 @@ pub(crate) fn table(backends: &[Backend]) -> Vec<u16> {
     }
 }
 
+/// Tables built in one batch of changes. All addresses of a service have the same lists of backends, and one change of an
+/// endpoint changes all of them: each list's table is built once.
+#[derive(Default)]
+pub(crate) struct Tables<'a> {
+    recent: VecDeque<(&'a [Backend], Vec<u16>)>,
+}
+
+impl<'a> Tables<'a> {
+    /// Lists that one service may have: those of its cluster addresses and of its others, for each policy.
+    const KEPT: usize = 4;
+
+    /// The table of a list.
+    pub(crate) fn of(&mut self, backends: &'a [Backend]) -> &[u16] {
+        let known = self.recent.iter().position(|(list, _)| *list == backends);
+        let place = known.unwrap_or_else(|| {
+            self.recent.truncate(Self::KEPT - 1);
+            self.recent.push_front((backends, table(backends)));
+            0
+        });
+        self.recent.get(place).map_or(&[], |(_, table)| table)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +116,20 @@ mod tests {
             });
             let moved = moved.count();
             assert!(moved * 100 < SIZE, "{gone}: {moved} of {SIZE} places moved");
+        }
+    }
+
+    #[test]
+    fn a_list_that_comes_again_is_not_built_again_and_none_gets_anothers_table() {
+        let lists: Vec<_> = (1..=12).map(backends).collect();
+        let again = lists[0].clone();
+        let mut tables = Tables::default();
+        let built = tables.of(&lists[0]).as_ptr();
+        assert_eq!(tables.of(&lists[1]), table(&lists[1]));
+        assert_eq!(tables.of(&again).as_ptr(), built, "an equal list");
+        for list in &lists {
+            assert_eq!(tables.of(list), table(list));
+            assert!(tables.recent.len() <= Tables::KEPT);
         }
     }
 

@@ -43,7 +43,14 @@ impl Targets {
     }
 
     /// Writes all of it into the block at `first`.
-    pub(crate) fn store(&self, region: &WriteRegion, arena: &Backends, service: &Service, first: u32) {
+    pub(crate) fn store<'a>(
+        &'a self,
+        region: &WriteRegion,
+        arena: &Backends,
+        service: &Service,
+        first: u32,
+        tables: &mut maglev::Tables<'a>,
+    ) {
         let mut slots = first..;
         let backends = self.cluster.iter().chain(&self.local);
         backends.zip(&mut slots).for_each(|(backend, slot)| region.write(arena.at(slot), backend));
@@ -52,7 +59,7 @@ impl Targets {
         let value = self.value(service, first);
         for (list, set) in [(&self.cluster, value.cluster()), (&self.local, value.local())] {
             let Some(table) = set.table else { continue };
-            for (word, places) in maglev::table(list).chunks(4).enumerate() {
+            for (word, places) in tables.of(list).chunks(4).enumerate() {
                 let word_of = |word: u64, place: &u16| word << 16 | u64::from(*place);
                 let packed = places.iter().rev().fold(0, word_of);
                 region.store64(arena.at(table) + 8 * word, packed, Ordering::Relaxed);

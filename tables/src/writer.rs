@@ -11,6 +11,7 @@ use crate::files::{self, WriterLock};
 use crate::keyed::KeyedWriter;
 use crate::layout::{Capacities, Layout, RouteValue, ServiceValue, header};
 use crate::lpm_write::{LpmWriter, RouteTarget};
+use crate::maglev;
 use crate::masquerade::Masquerade;
 use crate::op::{Changes, Difference, Op};
 use crate::quiescence::Quiescence;
@@ -433,9 +434,10 @@ impl Store<'_> {
         blocks: &[Option<Block>],
         noted: &mut Noted,
     ) {
+        let mut tables = maglev::Tables::default();
         for ((key, (service, targets)), block) in diff.services.set.iter().zip(blocks) {
             let first = block.map_or(0, |block| block.first);
-            targets.store(self.region, &layout.backends, service, first);
+            targets.store(self.region, &layout.backends, service, first, &mut tables);
             let mark = layout.backends.high_water_offset;
             let end = block.map_or(0, |block| block.end());
             if end > self.region.load64(mark, Ordering::Relaxed) {
