@@ -138,16 +138,6 @@ impl State {
     }
 }
 
-/// Whether a Service's address is asked for a port that it does not have.
-pub(crate) fn is_no_port(question: &Question) -> bool {
-    question.target.port() == NO_PORT
-}
-
-/// Whether an IPv6 address among the Services' is asked that no Service has.
-pub(crate) fn is_nobody6(question: &Question) -> bool {
-    question.target.ip() == service_ip(false, NOBODY)
-}
-
 fn ips(list: &Value) -> impl Iterator<Item = IpAddr> {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     texts.filter_map(|text| text.parse().ok())

@@ -1,6 +1,6 @@
 //! What became of a connection, and whether Fairway's verdict is kube-proxy's.
 
-use crate::state::{State, is_no_port, is_nobody6};
+use crate::state::State;
 use fairway_tests::pod::witness::{Answer, Question};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,8 +66,6 @@ pub(crate) struct Differences {
     asked: usize,
     /// How often kube-proxy gave which verdict.
     seen: BTreeMap<&'static str, usize>,
-    /// How often Fairway differs in a known way.
-    known: BTreeMap<&'static str, usize>,
     told: Vec<String>,
 }
 
@@ -93,10 +91,6 @@ impl Differences {
                 None => our == their,
             };
             *self.seen.entry(their.name()).or_default() += 1;
-            if !agrees && let Some(known) = known_difference(question, their, our) {
-                *self.known.entry(known).or_default() += 1;
-                continue;
-            }
             if !agrees || *their == Verdict::Mixed {
                 told.push(format!("{question:?}\n  kube-proxy: {their:?}\n  Fairway:    {our:?}"));
             }
@@ -116,27 +110,7 @@ impl Differences {
 
     /// What was asked, in words.
     pub(crate) fn summary(&self) -> String {
-        format!(
-            "{} questions, of which kube-proxy {:?}; known differences {:?}",
-            self.asked, self.seen, self.known
-        )
-    }
-}
-
-/// In which way Fairway is known to differ here; nothing but these verdicts is excused.
-fn known_difference(question: &Question, their: &Verdict, our: &Verdict) -> Option<&'static str> {
-    match (their, our) {
-        (Verdict::Refused, Verdict::Dropped) if is_no_port(question) => {
-            Some("a port that a Service's address does not have is not refused")
-        }
-        // Over IPv6 a kernel refuses it, as often as the limit on its ICMP errors allows.
-        (Verdict::Refused, Verdict::Mixed) if is_no_port(question) && question.target.is_ipv6() => {
-            Some("a port that a Service's IPv6 address does not have is refused at times")
-        }
-        (Verdict::Dropped, Verdict::Mixed | Verdict::Refused) if is_nobody6(question) => {
-            Some("an IPv6 address that no Service has is refused at times")
-        }
-        _ => None,
+        format!("{} questions, of which kube-proxy {:?}", self.asked, self.seen)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::ground::{CLIENT, Ground};
 use crate::state::State;
+use fairway_tests::kube::apiserver::SERVICE_CIDRS;
 use fairway_tests::kube::{ApiServer, KubeProxy, Programs};
 use fairway_tests::pod::witness::{Answer, Question};
 use fairway_tests::{Error, Result};
@@ -64,6 +65,12 @@ impl World {
                 let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
                 self.ground.testbed.manifests().write("state", &list.to_string())?;
                 if !std::mem::replace(started, true) {
+                    // kube-proxy reads them from the API server.
+                    let ranges = SERVICE_CIDRS.split(',').flat_map(|range| ["--service-cidr", range]);
+                    let ranges: Vec<&str> = ranges.collect();
+                    for node in 0..self.ground.testbed.nodes().len() {
+                        self.ground.testbed.node_mut(node).set_control_options(&ranges);
+                    }
                     self.ground.testbed.start_nodes(1)?;
                 }
                 Vec::new()
