@@ -47,7 +47,7 @@ impl Drop for Server {
 /// What an answer is made of.
 #[derive(Clone)]
 struct Asked {
-    port: u16,
+    address: SocketAddr,
     checks: watch::Receiver<HealthChecks>,
     core: SharedCore,
 }
@@ -65,7 +65,7 @@ pub async fn answer(mut checks: watch::Receiver<HealthChecks>, core: SharedCore)
             }
             match TcpListener::bind(address).await {
                 Ok(listener) => {
-                    let asked = Asked { port: address.port(), checks: checks.clone(), core: core.clone() };
+                    let asked = Asked { address, checks: checks.clone(), core: core.clone() };
                     servers.insert(address, serve(listener, asked));
                 }
                 Err(error) => failures.push(format!(
@@ -95,9 +95,12 @@ fn serve(listener: TcpListener, asked: Asked) -> Server {
 
 /// Whatever is asked, kube-proxy tells the service's state.
 async fn state_of(State(asked): State<Asked>) -> impl IntoResponse {
-    let check = asked.checks.borrow().by_port.get(&asked.port).cloned();
+    let check = asked.checks.borrow().by_port.get(&asked.address.port()).cloned();
     let is_healthy = asked.core.lock().dataplane_is_alive();
-    let count = check.as_ref().map_or(0, |check| check.local_endpoints);
+    let of_family = |check: &HealthCheck| {
+        if asked.address.is_ipv4() { check.local_v4 } else { check.local_v6 }
+    };
+    let count = check.as_ref().map_or(0, of_family);
     let (namespace, name) = check.map(|check| check.service).unwrap_or_default();
     let status = if count > 0 && is_healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let headers = [

@@ -230,8 +230,8 @@ fn health_checks_count_this_nodes_ready_endpoints_once() {
     assert_eq!(checks.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.1"]);
     let check = &checks.by_port[&32000];
     assert_eq!(
-        (check.service.0.as_str(), check.service.1.as_str(), check.local_endpoints),
-        ("shop", "web", 1)
+        (check.service.0.as_str(), check.service.1.as_str(), check.local_v4, check.local_v6),
+        ("shop", "web", 1, 0)
     );
     assert_eq!(node.core.new_health_checks(), None);
     // Only load balancers ask, and only where it matters which node has endpoints.

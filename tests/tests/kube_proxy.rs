@@ -4,6 +4,7 @@
 //! FAIRWAY_ORACLE_SEED and FAIRWAY_ORACLE_STATES choose other states, and more of them; FAIRWAY_ORACLE_FIRST begins at
 //! a later one. A disagreement is printed with its state.
 
+#[allow(dead_code, reason = "the walk through every type of Service uses more of it")]
 #[path = "kube_proxy/ground.rs"]
 mod ground;
 #[path = "kube_proxy/state.rs"]
@@ -15,10 +16,9 @@ mod world;
 
 use fairway_tests::gate;
 use fairway_tests::kube::Programs;
-use ground::CLIENT;
 use state::State;
 use verdict::Differences;
-use world::World;
+use world::{ASKERS, World};
 
 /// States of one run, unless FAIRWAY_ORACLE_STATES says otherwise.
 const STATES: u32 = 25;
@@ -54,9 +54,16 @@ fn compare(programs: &Programs) -> fairway_tests::Result<()> {
         let held = kernel.hold(&state, &[])?;
         fairway.hold(&state, &held)?;
         let questions = state.questions();
-        let expected = kernel.ask(CLIENT, &questions)?;
-        let answers = fairway.ask(CLIENT, &questions)?;
-        differences.judge(&state, &questions, [&expected, &answers], &fairway.ground.addresses_of(CLIENT));
+        let (expected, answers) = std::thread::scope(|scope| {
+            let expected = scope.spawn(|| kernel.ask_all(&questions));
+            let answers = fairway.ask_all(&questions);
+            (expected.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answers)
+        });
+        let (expected, answers) = (expected?, answers?);
+        for asker in ASKERS {
+            let both = [&expected[&asker][..], &answers[&asker]];
+            differences.judge(&state, asker, &questions, both, &fairway.ground.ips_of(asker));
+        }
     }
     kernel.stop()?;
     fairway.stop()?;

@@ -15,7 +15,9 @@ mod table;
 
 use clients::Clients;
 use fairway_tests::gate;
+use fairway_tests::kube::apiserver::NAMESPACE;
 use plan::{Client, Plan};
+use serde_json::json;
 use std::time::Instant;
 use table::Table;
 
@@ -44,7 +46,23 @@ fn walk_all_ways() -> fairway_tests::Result<()> {
         wrong.join("\n"),
         clients.drops()
     );
+    check_health(&plan, &clients)?;
     clients.stop()
+}
+
+/// A load balancer is told where the endpoints are of Services under `externalTrafficPolicy: Local`.
+fn check_health(plan: &Plan, clients: &Clients) -> fairway_tests::Result<()> {
+    for service in &plan.services {
+        let Some(port) = service.health_check_port() else { continue };
+        let local = service.local_endpoints();
+        let body = json!({
+            "service": {"namespace": NAMESPACE, "name": service.name()},
+            "localEndpoints": local, "serviceProxyHealthy": true,
+        });
+        let wanted = (if local > 0 { 200 } else { 503 }, body);
+        assert_eq!(clients.health(port)?, [wanted.clone(), wanted], "{}", service.name());
+    }
+    Ok(())
 }
 
 #[test]

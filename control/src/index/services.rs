@@ -64,8 +64,10 @@ struct Chosen {
 pub struct HealthCheck {
     /// Namespace and name of the Service.
     pub service: (String, String),
-    /// Ready endpoints on this node.
-    pub local_endpoints: usize,
+    /// Ready endpoints on this node with an IPv4 address.
+    pub local_v4: usize,
+    /// The same with an IPv6 address. kube-proxy answers each family for itself.
+    pub local_v6: usize,
 }
 
 impl Index {
@@ -190,7 +192,9 @@ impl Index {
                 .filter(|endpoint| endpoint.ready && *endpoint.node == *self.config.node)
                 .map(|endpoint| endpoint.ip)
                 .collect();
-            let check = HealthCheck { service: name.clone(), local_endpoints: local.len() };
+            let local_v4 = local.iter().filter(|ip| ip.is_v4()).count();
+            let local_v6 = local.len() - local_v4;
+            let check = HealthCheck { service: name.clone(), local_v4, local_v6 };
             (service.health_check_node_port, check)
         };
         // Of two services with one port, the first by name has it.

@@ -29,10 +29,10 @@ pub(crate) const CLIENT: &str = "client";
 const ZONES: [&str; 2] = ["a", "b"];
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What makes the kernel forward as on a node with kube-proxy, and refuse as often as it is asked.
-const FORWARDING: [(&str, &str); 6] = [
-    ("ipv4/ip_forward", "1"),
-    ("ipv6/conf/all/forwarding", "1"),
+/// As Kubernetes wants its nodes.
+const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+/// What makes the kernel take packets wherever they come from, and refuse as often as it is asked.
+const NO_FILTERS: [(&str, &str); 4] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/icmp_ratelimit", "0"),
@@ -60,8 +60,29 @@ pub(crate) fn nodes() -> Vec<Value> {
     ZONES.iter().enumerate().map(node).collect()
 }
 
-/// Last byte of the outside's addresses.
+/// Last byte of the outside's addresses in the nodes' subnet.
 const OUTSIDE: u8 = 9;
+/// Addresses of the outside beyond that.
+pub(crate) const OUTSIDE_IPS: [&str; 2] = ["203.0.113.9", "2001:db8:113::9"];
+/// Addresses of node-1: among the nodes', and those that Fairway gives it among its pods.
+pub(crate) const NODE_IPS: [&str; 4] = ["192.168.77.1", "10.244.1.1", "fd00:77::1", "fd00:244:1::1"];
+/// Where Services are, other than on nodes' addresses.
+const SERVICE_RANGES: [&str; 4] = ["10.96.0.0/16", "198.51.100.0/23", "fd00:96::/64", "2001:db8:51::/48"];
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Asker {
+    /// The client pod of node-1.
+    Pod,
+    /// A process of node-1.
+    Host,
+    /// A station behind the nodes' router.
+    Outside,
+}
+
+impl Asker {
+    pub(crate) const ALL: [Asker; 3] = [Asker::Pod, Asker::Host, Asker::Outside];
+}
 
 /// See the module's head.
 pub(crate) struct Ground {
@@ -88,6 +109,10 @@ impl Ground {
             node.netns().ip(["route", "add", "default", "via", &format!("192.168.77.{OUTSIDE}")])?;
             node.netns().ip(["route", "add", "default", "via", &format!("fd00:77::{OUTSIDE}")])?;
         }
+        for ip in OUTSIDE_IPS {
+            outside.ip(["addr", "add", ip, "dev", "lo"])?;
+        }
+        add_service_routes(&outside)?;
         let mut witnesses = Vec::new();
         for (place, (name, node)) in [(CLIENT, 0)].into_iter().chain(ENDPOINTS).enumerate() {
             let ip = Ipv4Addr::new(10, 244, node as u8 + 1, 10 + place as u8);
@@ -104,9 +129,28 @@ impl Ground {
         self.testbed.nodes()[0].netns()
     }
 
-    /// The namespace that is the way out of the cluster.
-    pub(crate) fn outside(&self) -> &Netns {
-        &self.outside
+    /// The namespace in which somebody asks.
+    pub(crate) fn netns_of(&self, asker: Asker) -> &Netns {
+        match asker {
+            Asker::Pod => self.pod(CLIENT).netns(),
+            Asker::Host => self.node(),
+            Asker::Outside => &self.outside,
+        }
+    }
+
+    /// The addresses with which somebody asks.
+    pub(crate) fn ips_of(&self, asker: Asker) -> Vec<IpAddr> {
+        let parse = |list: &[&str]| list.iter().map(|ip| ip.parse().expect("an address")).collect();
+        match asker {
+            Asker::Pod => self.addresses_of(CLIENT).to_vec(),
+            Asker::Host => parse(&NODE_IPS),
+            Asker::Outside => parse(&OUTSIDE_IPS),
+        }
+    }
+
+    /// Has the nodes forward what they are handed.
+    pub(crate) fn let_nodes_forward(&self) -> Result<()> {
+        self.testbed.nodes().iter().try_for_each(|node| set(node.netns(), &FORWARDING))
     }
 
     /// The pod of this name.
@@ -128,12 +172,10 @@ impl Ground {
 
     /// Has the kernels forward between the pods of both nodes, without encapsulation.
     pub(crate) fn forward(&self) -> Result<()> {
+        self.let_nodes_forward()?;
         for (index, node) in self.testbed.nodes().iter().enumerate() {
             let netns = node.netns();
-            for (setting, value) in FORWARDING {
-                let set = format!("echo {value} > /proc/sys/net/{setting}");
-                netns.run("sh", &["-c", &set], DEADLINE)?.success()?;
-            }
+            set(netns, &NO_FILTERS)?;
             let other = 2 - index;
             netns.ip([
                 "route",
@@ -155,6 +197,23 @@ impl Ground {
         }
         Ok(())
     }
+}
+
+fn set(netns: &Netns, settings: &[(&str, &str)]) -> Result<()> {
+    for (setting, value) in settings {
+        let set = format!("echo {value} > /proc/sys/net/{setting}");
+        netns.run("sh", &["-c", &set], DEADLINE)?.success()?;
+    }
+    Ok(())
+}
+
+/// Has a station reach Services through node-1.
+pub(crate) fn add_service_routes(netns: &Netns) -> Result<()> {
+    for range in SERVICE_RANGES {
+        let node = if range.contains(':') { NODE_IPS[2] } else { NODE_IPS[0] };
+        netns.ip(["route", "add", range, "via", node])?;
+    }
+    Ok(())
 }
 
 pub(crate) fn add_uplink_ip6(netns: &Netns, last: u8) -> Result<()> {
@@ -181,10 +240,8 @@ fn ip6_of(pod: &Pod) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, last.into())
 }
 
-/// The address of a pod that may be an endpoint.
-pub(crate) fn endpoint_ip(name: &str, is_v4: bool) -> IpAddr {
-    let place = ENDPOINTS.iter().position(|(other, _)| *other == name);
-    let place = place.unwrap_or_else(|| panic!("there is no endpoint {name}"));
+/// The address of an endpoint of [`ENDPOINTS`].
+pub(crate) fn endpoint_ip(is_v4: bool, place: usize) -> IpAddr {
     let (node, last) = (ENDPOINTS[place].1 as u8 + 1, place as u8 + 11);
     if is_v4 {
         Ipv4Addr::new(10, 244, node, last).into()

@@ -1,7 +1,7 @@
 //! Random states of a cluster: Services of all kinds that the API lets through, and EndpointSlices in every condition
 //! that a controller could leave them in.
 
-use crate::ground::{ENDPOINTS, PORTS, nodes};
+use crate::ground::{ENDPOINTS, NODE_IPS, PORTS, endpoint_ip, nodes};
 use fairway_tests::kube::apiserver::NAMESPACE;
 use fairway_tests::pod::witness::{Question, Transport};
 use fastrand::Rng;
@@ -21,6 +21,17 @@ const TWIN: u8 = 100;
 const NOBODY: u8 = 250;
 /// A port that no Service has.
 const NO_PORT: u16 = 7;
+/// The first node port.
+const NODE_PORTS: u16 = 30_000;
+/// Ranges of sources: those of pods, of nodes, and of the outside.
+const SOURCE_RANGES: [&str; 6] = [
+    "10.244.1.0/24",
+    "192.168.77.0/24",
+    "203.0.113.0/24",
+    "fd00:244:1::/64",
+    "fd00:77::/64",
+    "2001:db8:113::/64",
+];
 
 /// One state.
 pub(crate) struct State {
@@ -99,7 +110,7 @@ impl State {
         [true, false].map(|is_v4| Question { transport: Transport::Udp, target: target(is_v4) }).to_vec()
     }
 
-    /// Every port of every address of every Service, a port that none has at each address, and an address that no
+    /// Every port of every address of every Service, its node ports on node-1, a port that none has at each address, and an address that no
     /// Service has.
     pub(crate) fn questions(&self) -> Vec<Question> {
         let mut questions = Vec::new();
@@ -107,11 +118,23 @@ impl State {
             questions.push(Question { transport, target: SocketAddr::new(ip, port) });
         };
         for service in self.objects.iter().filter(|object| object["kind"] == "Service") {
-            for ip in ips(&service["spec"]["clusterIPs"]) {
-                for port in service["spec"]["ports"].as_array().into_iter().flatten() {
-                    let transport = if port["protocol"] == "TCP" { Transport::Tcp } else { Transport::Udp };
-                    ask(transport, ip, port["port"].as_u64().unwrap_or_default() as u16);
+            let spec = &service["spec"];
+            let cluster_ips: Vec<IpAddr> = ips(&spec["clusterIPs"]).collect();
+            let ingress = service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+            let ingress: Value = ingress.map(|entry| entry["ip"].clone()).collect();
+            for port in spec["ports"].as_array().into_iter().flatten() {
+                let transport = if port["protocol"] == "TCP" { Transport::Tcp } else { Transport::Udp };
+                let number = |field: &str| port[field].as_u64().map(|number| number as u16);
+                let all = cluster_ips.iter().copied().chain(ips(&spec["externalIPs"])).chain(ips(&ingress));
+                all.for_each(|ip| ask(transport, ip, number("port").unwrap_or_default()));
+                if let Some(number) = number("nodePort") {
+                    for ip in &cluster_ips {
+                        let node = if ip.is_ipv4() { NODE_IPS[0] } else { NODE_IPS[2] };
+                        ask(transport, node.parse().expect("an address"), number);
+                    }
                 }
+            }
+            for ip in cluster_ips {
                 ask(Transport::Tcp, ip, NO_PORT);
                 ask(Transport::Udp, ip, NO_PORT);
             }
@@ -141,16 +164,6 @@ impl State {
 fn ips(list: &Value) -> impl Iterator<Item = IpAddr> {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     texts.filter_map(|text| text.parse().ok())
-}
-
-/// The address of an endpoint of [`ENDPOINTS`].
-fn endpoint_ip(is_v4: bool, place: usize) -> IpAddr {
-    let (node, last) = (ENDPOINTS[place].1 as u8 + 1, place as u8 + 11);
-    if is_v4 {
-        Ipv4Addr::new(10, 244, node, last).into()
-    } else {
-        Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, last.into()).into()
-    }
 }
 
 impl Port {
@@ -199,11 +212,16 @@ fn add_service(rng: &mut Rng, number: u8, objects: &mut Vec<Value>) {
             ports.push(Port { name: format!("p{i}"), number, protocol });
         }
     }
-    let spec = json!({
+    let mut spec = json!({
         "ports": ports.iter().map(|port| port.as_json(None)).collect::<Vec<_>>(),
         "internalTrafficPolicy": if rng.u8(0..4) == 0 { "Local" } else { "Cluster" },
     });
     let with_affinity = rng.u8(0..5) == 0;
+    let mut status = json!({"loadBalancer": {}});
+    // All addresses of a Service share the memory of its affinity; such a one has cluster addresses only.
+    if !with_affinity {
+        add_outer_addresses(rng, number, families, &mut spec, &mut status);
+    }
     let mut slices = Vec::new();
     for is_v4 in families {
         // What the first slice says of each endpoint.
@@ -215,7 +233,9 @@ fn add_service(rng: &mut Rng, number: u8, objects: &mut Vec<Value>) {
         }
     }
     let mut add = |name: &str, last: u8, spec: Value| {
-        objects.push(service(name, families, last, spec));
+        let mut service = service(name, families, last, spec);
+        service["status"] = status.clone();
+        objects.push(service);
         let slices = slices.iter().cloned();
         objects.extend(slices.map(|(i, is_v4, ports, endpoints)| slice(name, i, is_v4, ports, endpoints)));
     };
@@ -227,6 +247,46 @@ fn add_service(rng: &mut Rng, number: u8, objects: &mut Vec<Value>) {
         add(&name, FIRST + number, spec);
     } else {
         add(&name, FIRST + number, spec);
+    }
+}
+
+/// Perhaps makes it a Service that is reached from outside: by type, external addresses, policy and source ranges.
+fn add_outer_addresses(rng: &mut Rng, number: u8, families: &[bool], spec: &mut Value, status: &mut Value) {
+    let kind = ["ClusterIP", "NodePort", "LoadBalancer"][rng.usize(0..3)];
+    spec["type"] = json!(kind);
+    let ips = |third: u8| -> Vec<IpAddr> {
+        families.iter().map(|is_v4| outer_ip(*is_v4, third, FIRST + number)).collect()
+    };
+    let has_external = rng.bool();
+    if has_external {
+        spec["externalIPs"] = json!(ips(100));
+    }
+    if kind != "ClusterIP" || has_external {
+        spec["externalTrafficPolicy"] = json!(if rng.u8(0..3) == 0 { "Local" } else { "Cluster" });
+    }
+    if kind == "ClusterIP" {
+        return;
+    }
+    for (i, port) in spec["ports"].as_array_mut().into_iter().flatten().enumerate() {
+        // Below those that the API server gives by itself.
+        port["nodePort"] = json!(NODE_PORTS + 3 * u16::from(number) + i as u16);
+    }
+    if kind == "LoadBalancer" {
+        let ingress = ips(101).into_iter().map(|ip| json!({"ip": ip}));
+        status["loadBalancer"]["ingress"] = ingress.collect();
+        if rng.u8(0..3) == 0 {
+            let count = rng.usize(1..=3);
+            spec["loadBalancerSourceRanges"] = json!(rng.choose_multiple(SOURCE_RANGES, count));
+        }
+    }
+}
+
+/// A load balancer's or external address with this last byte.
+fn outer_ip(is_v4: bool, third: u8, last: u8) -> IpAddr {
+    if is_v4 {
+        Ipv4Addr::new(198, 51, third, last).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, third.into(), last.into()).into()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What became of a connection, and whether Fairway's verdict is kube-proxy's.
 
+use crate::ground::Asker;
 use crate::state::State;
 use fairway_tests::pod::witness::{Answer, Question};
 use serde_json::json;
@@ -65,7 +66,7 @@ impl Verdict {
 pub(crate) struct Differences {
     asked: usize,
     /// How often kube-proxy gave which verdict.
-    seen: BTreeMap<&'static str, usize>,
+    seen: BTreeMap<(Asker, &'static str), usize>,
     told: Vec<String>,
 }
 
@@ -74,6 +75,7 @@ impl Differences {
     pub(crate) fn judge(
         &mut self,
         state: &State,
+        asker: Asker,
         questions: &[Question],
         [kernel, fairway]: [&[Answer]; 2],
         client: &[IpAddr],
@@ -90,9 +92,11 @@ impl Differences {
                 Some(free) => our.keeps_to_one_of(their, free),
                 None => our == their,
             };
-            *self.seen.entry(their.name()).or_default() += 1;
+            *self.seen.entry((asker, their.name())).or_default() += 1;
             if !agrees || *their == Verdict::Mixed {
-                told.push(format!("{question:?}\n  kube-proxy: {their:?}\n  Fairway:    {our:?}"));
+                told.push(format!(
+                    "{question:?} from {asker:?}\n  kube-proxy: {their:?}\n  Fairway:    {our:?}"
+                ));
             }
         }
         self.asked += questions.len();

@@ -1,19 +1,28 @@
 //! Two worlds on the same ground: in one Fairway carries the packets, in the other the kernel does, by kube-proxy's
 //! rules.
 
-use crate::ground::{CLIENT, Ground};
+use crate::ground::{Asker, Ground, OUTSIDE_IPS};
 use crate::state::State;
 use fairway_tests::kube::apiserver::SERVICE_CIDRS;
 use fairway_tests::kube::{ApiServer, KubeProxy, Programs};
 use fairway_tests::pod::witness::{Answer, Question};
 use fairway_tests::{Error, Result};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Source ports go round in this range.
+/// Source ports go round in this range; none comes again while a kernel may remember it.
 const SOURCE_PORTS: std::ops::Range<u16> = 10_000..55_000;
+
+/// Who asks. From the node and from outside the kernel's own limits on ICMP errors hide some of its refusals still.
+pub(crate) const ASKERS: [Asker; 1] = [Asker::Pod];
+
+fn attempts(answers: &[Answer]) -> u16 {
+    let attempts: u32 = answers.iter().map(|answer| answer.attempts).sum();
+    attempts.try_into().unwrap_or(u16::MAX)
+}
 
 /// What forwards.
 enum Forwarder {
@@ -32,7 +41,9 @@ pub(crate) struct World {
 impl World {
     /// The world of Fairway, which starts with the first state.
     pub(crate) fn fairway() -> Result<World> {
-        Ok(World::on(Ground::build()?, Forwarder::Fairway { started: false }))
+        let ground = Ground::build()?;
+        ground.let_nodes_forward()?;
+        Ok(World::on(ground, Forwarder::Fairway { started: false }))
     }
 
     /// The world of the kernel, in which kube-proxy starts with the first state.
@@ -85,7 +96,7 @@ impl World {
         let questions = state.sentinel_questions();
         let end = Instant::now() + DEADLINE;
         loop {
-            let answers = self.ask(CLIENT, &questions)?;
+            let answers = self.ask(&questions)?;
             let right = |answer: &Answer| {
                 answer.refused + answer.silent == 0
                     && answer.backends.keys().all(|at| at.port() == state.sentinel_port())
@@ -118,21 +129,48 @@ impl World {
         Ok(listed.count() == 2)
     }
 
-    /// Asks the witnesses behind some addresses, from a pod.
-    pub(crate) fn ask(&mut self, pod: &str, questions: &[Question]) -> Result<Vec<Answer>> {
-        let file = self.ground.testbed.dir().join("questions.json");
+    /// Asks the witnesses behind some addresses from everywhere at once.
+    pub(crate) fn ask_all(&mut self, questions: &[Question]) -> Result<BTreeMap<Asker, Vec<Answer>>> {
+        let (world, first_port) = (&*self, self.next_port);
+        let answers: Result<BTreeMap<Asker, Vec<Answer>>> = std::thread::scope(|scope| {
+            let ask = |asker| scope.spawn(move || world.ask_from(asker, questions, first_port));
+            let asked = ASKERS.map(|asker| (asker, ask(asker)));
+            let joined = asked.into_iter().map(|(asker, thread)| {
+                Ok((asker, thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?))
+            });
+            joined.collect()
+        });
+        let answers = answers?;
+        let most = answers.values().map(|answers| attempts(answers)).max().unwrap_or_default();
+        self.count(most);
+        Ok(answers)
+    }
+
+    /// Asks from the pod.
+    fn ask(&mut self, questions: &[Question]) -> Result<Vec<Answer>> {
+        let answers = self.ask_from(Asker::Pod, questions, self.next_port)?;
+        self.count(attempts(&answers));
+        Ok(answers)
+    }
+
+    fn ask_from(&self, asker: Asker, questions: &[Question], first_port: u16) -> Result<Vec<Answer>> {
+        let file = self.ground.testbed.dir().join(format!("questions-{asker:?}.json"));
         let text = serde_json::to_vec(questions).unwrap_or_default();
         std::fs::write(&file, text).map_err(Error::io(format!("write {}", file.display())))?;
-        let (file, port) = (file.display().to_string(), self.next_port.to_string());
-        let netns = self.ground.pod(pod).netns();
-        let answers: Vec<Answer> =
-            self.ground.testbed.client(netns, &["ask", &file, "--first-port", &port], DEADLINE)?;
-        let attempts: u32 = answers.iter().map(|answer| answer.attempts).sum();
-        self.next_port = match self.next_port.saturating_add(attempts.try_into().unwrap_or(u16::MAX)) {
+        let (file, port) = (file.display().to_string(), first_port.to_string());
+        let mut args = vec!["ask", &file, "--first-port", &port];
+        if asker == Asker::Outside {
+            OUTSIDE_IPS.iter().for_each(|ip| args.extend(["--from", ip]));
+        }
+        self.ground.testbed.client(self.ground.netns_of(asker), &args, DEADLINE)
+    }
+
+    /// Takes note that so many source ports were used.
+    fn count(&mut self, attempts: u16) {
+        self.next_port = match self.next_port.saturating_add(attempts) {
             next if SOURCE_PORTS.contains(&next) => next,
             _ => SOURCE_PORTS.start,
         };
-        Ok(answers)
     }
 
     fn expect_alive(&mut self) -> Result<()> {

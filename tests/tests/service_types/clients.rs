@@ -1,21 +1,17 @@
 //! The running cluster, and those who ask.
 
-use crate::ground::{CLIENT, Ground, add_uplink_ip6};
+use crate::ground::{Asker, Ground, NODE_IPS, OUTSIDE_IPS, add_service_routes, add_uplink_ip6};
 use crate::plan::{Client, Outcome, Plan, Source};
 use fairway_tests::netns::Netns;
 use fairway_tests::pod::witness::{Answer, Question};
-use fairway_tests::{Error, Result, dual_stack, engines};
-use serde_json::json;
+use fairway_tests::{Error, Result, engines};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-/// Addresses of the station behind the router.
-const OUTSIDE: [&str; 2] = ["203.0.113.9", "2001:db8:113::9"];
-/// Last byte of those of the station on the nodes' subnet.
+/// Last byte of the addresses of the station on the nodes' subnet.
 const ON_LINK: u8 = 8;
-/// Where Services are, other than on nodes' addresses.
-const RANGES: [&str; 4] = ["10.96.2.0/24", "198.51.100.0/23", "fd00:96::2:0/112", "2001:db8:51::/48"];
 const DEADLINE: Duration = Duration::from_secs(60);
 const READY: Duration = Duration::from_secs(20);
 /// Source ports of each client's batches are counted up from these, below those that kernel and engine choose.
@@ -34,23 +30,8 @@ impl Clients {
         let on_link = Netns::create(&format!("{}-on-link", ground.testbed.name()))?;
         ground.testbed.join_switch(&on_link, Ipv4Addr::new(192, 168, 77, ON_LINK))?;
         add_uplink_ip6(&on_link, ON_LINK)?;
-        for ip in OUTSIDE {
-            ground.outside().ip(["addr", "add", ip, "dev", "lo"])?;
-        }
-        dual_stack::allow_ipv6(ground.outside(), &["lo"])?;
-        for netns in [ground.outside(), &on_link] {
-            for range in RANGES {
-                let node = if range.contains(':') { "fd00:77::1" } else { "192.168.77.1" };
-                netns.ip(["route", "add", range, "via", node])?;
-            }
-        }
-        for node in ground.testbed.nodes() {
-            // As Kubernetes wants its nodes.
-            for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                let set = format!("echo 1 > /proc/sys/net/{setting}");
-                node.netns().run("sh", &["-c", &set], DEADLINE)?.success()?;
-            }
-        }
+        add_service_routes(&on_link)?;
+        ground.let_nodes_forward()?;
         let items: Vec<_> = plan.services.iter().flat_map(|service| service.objects()).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         ground.testbed.manifests().write("services", &list.to_string())?;
@@ -64,11 +45,9 @@ impl Clients {
     }
 
     fn netns(&self, client: Client) -> &Netns {
-        match client {
-            Client::Pod => self.ground.pod(CLIENT).netns(),
-            Client::Host => self.ground.node(),
-            Client::Outside => self.ground.outside(),
-            Client::OnLink => &self.on_link,
+        match client.asker() {
+            Some(asker) => self.ground.netns_of(asker),
+            None => &self.on_link,
         }
     }
 
@@ -80,7 +59,7 @@ impl Clients {
         let (file, port) = (file.display().to_string(), SOURCE_PORTS[batch].to_string());
         let mut args = vec!["ask", &file, "--first-port", &port];
         if client == Client::Outside {
-            OUTSIDE.iter().for_each(|ip| args.extend(["--from", ip]));
+            OUTSIDE_IPS.iter().for_each(|ip| args.extend(["--from", ip]));
         }
         self.ground.testbed.client(self.netns(client), &args, DEADLINE)
     }
@@ -108,18 +87,34 @@ impl Clients {
 
     fn source(&self, client: Client, seen: IpAddr) -> Source {
         let parse = |list: &[&str]| list.iter().map(|ip| ip.parse().expect("an address")).collect();
-        let nodes: Vec<IpAddr> = parse(&["192.168.77.1", "10.244.1.1", "fd00:77::1", "fd00:244:1::1"]);
+        let nodes: Vec<IpAddr> = parse(&NODE_IPS);
         let clients: Vec<IpAddr> = match client {
-            Client::Pod => self.ground.addresses_of(CLIENT).to_vec(),
+            // As a node's, they say enough.
             Client::Host => vec![],
-            Client::Outside => parse(&OUTSIDE),
             Client::OnLink => parse(&["192.168.77.8", "fd00:77::8"]),
+            Client::Pod => self.ground.ips_of(Asker::Pod),
+            Client::Outside => self.ground.ips_of(Asker::Outside),
         };
         match (clients.contains(&seen), nodes.contains(&seen)) {
             (true, false) => Source::Clients,
             (false, true) => Source::Nodes,
             _ => Source::Another,
         }
+    }
+
+    /// What a load balancer outside is told on a port of node-1 over each family: status and body.
+    pub(crate) fn health(&self, port: u16) -> Result<Vec<(u16, Value)>> {
+        let ask = |node: &str| {
+            let url = format!("http://{node}:{port}/healthz");
+            let args = ["-sS", "-g", "-m", "5", "-w", "\\n%{http_code}", &url];
+            let output = self.ground.netns_of(Asker::Outside).run("curl", &args, DEADLINE)?;
+            let (command, said) = (output.command.clone(), output.success()?);
+            let answer =
+                |(body, status): (&str, &str)| Some((status.parse().ok()?, serde_json::from_str(body).ok()?));
+            let answer = said.rsplit_once('\n').and_then(answer);
+            answer.ok_or_else(|| Error::Answer { what: command, reason: said.clone() })
+        };
+        [NODE_IPS[0].to_owned(), format!("[{}]", NODE_IPS[2])].iter().map(|node| ask(node)).collect()
     }
 
     /// What node-1's engine dropped, by reason.

@@ -1,6 +1,6 @@
 //! The Services of the matrix, the ways to them, and the rules that say what becomes of each.
 
-use crate::ground::PORTS;
+use crate::ground::{Asker, ENDPOINTS, PORTS, endpoint_ip};
 use fairway_tests::kube::apiserver::NAMESPACE;
 use fairway_tests::pod::witness::{Question, Transport};
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ const PORT: u16 = 80;
 /// A port that no Service has.
 const NO_PORT: u16 = 7;
 const FIRST_NODE_PORT: u16 = 30_100;
+const FIRST_HEALTH_PORT: u16 = 30_200;
 /// node-1, through which all clients go.
 const NODE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1))];
@@ -45,12 +46,12 @@ impl Backends {
     pub(crate) const ALL: [Backends; 4] =
         [Backends::SameNode, Backends::OtherNode, Backends::Both, Backends::None];
 
-    /// Names of the pods, and of their nodes.
-    fn pods(self) -> &'static [(&'static str, u8)] {
+    /// Places in [`ENDPOINTS`].
+    fn places(self) -> &'static [usize] {
         match self {
-            Backends::SameNode => &[("local-1", 1)],
-            Backends::OtherNode => &[("remote-1", 2)],
-            Backends::Both => &[("local-1", 1), ("remote-1", 2)],
+            Backends::SameNode => &[0],
+            Backends::OtherNode => &[3],
+            Backends::Both => &[0, 3],
             Backends::None => &[],
         }
     }
@@ -71,6 +72,16 @@ pub(crate) enum Client {
 
 impl Client {
     pub(crate) const ALL: [Client; 4] = [Client::Pod, Client::Host, Client::Outside, Client::OnLink];
+
+    /// As one whom every ground has.
+    pub(crate) fn asker(self) -> Option<Asker> {
+        match self {
+            Client::Pod => Some(Asker::Pod),
+            Client::Host => Some(Asker::Host),
+            Client::Outside => Some(Asker::Outside),
+            Client::OnLink => None,
+        }
+    }
 }
 
 /// Whose address a backend sees.
@@ -195,6 +206,16 @@ impl Service {
         }
     }
 
+    /// Where a load balancer asks whether node-1 has endpoints, if it matters.
+    pub(crate) fn health_check_port(&self) -> Option<u16> {
+        (self.kind == Type::LoadBalancer && self.is_local).then(|| FIRST_HEALTH_PORT + u16::from(self.number))
+    }
+
+    /// Endpoints on node-1.
+    pub(crate) fn local_endpoints(&self) -> usize {
+        self.backends.places().iter().filter(|place| ENDPOINTS[**place].1 == 0).count()
+    }
+
     fn node_port(&self) -> u16 {
         FIRST_NODE_PORT + u16::from(self.number)
     }
@@ -227,6 +248,9 @@ impl Service {
         if self.kind != Type::ClusterIP || has(Address::External) {
             service["spec"]["externalTrafficPolicy"] = policy.into();
         }
+        if let Some(port) = self.health_check_port() {
+            service["spec"]["healthCheckNodePort"] = port.into();
+        }
         if has(Address::LoadBalancer) {
             let ingress = both(Address::LoadBalancer).map(|ip| json!({"ip": ip}));
             service["status"]["loadBalancer"]["ingress"] = json!(ingress);
@@ -235,7 +259,10 @@ impl Service {
         for is_v4 in [true, false] {
             let family = if is_v4 { "IPv4" } else { "IPv6" };
             let port = |protocol: &str| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": PORTS[0]});
-            let endpoint = |(pod, node): &(&str, u8)| json!({"addresses": [crate::ground::endpoint_ip(pod, is_v4)], "nodeName": format!("node-{node}")});
+            let endpoint = |place: &usize| {
+                let node = format!("node-{}", ENDPOINTS[*place].1 + 1);
+                json!({"addresses": [endpoint_ip(is_v4, *place)], "nodeName": node})
+            };
             objects.push(json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
                 "metadata": {
@@ -243,7 +270,7 @@ impl Service {
                     "labels": {"kubernetes.io/service-name": self.name()},
                 },
                 "ports": protocols.map(port),
-                "endpoints": self.backends.pods().iter().map(endpoint).collect::<Vec<_>>(),
+                "endpoints": self.backends.places().iter().map(endpoint).collect::<Vec<_>>(),
             }));
         }
         objects
@@ -284,11 +311,9 @@ impl Way {
             _ if is_local && !is_cluster => Source::Clients,
             _ => Source::Nodes,
         };
-        let pods = backends.pods().iter().filter(|(_, node)| *node == 1 || !only_local);
-        let answer = |(pod, _): &(&str, u8)| {
-            (SocketAddr::new(crate::ground::endpoint_ip(pod, self.is_v4), PORTS[0]), source)
-        };
-        let answers: BTreeMap<SocketAddr, Source> = pods.map(answer).collect();
+        let usable = backends.places().iter().filter(|place| ENDPOINTS[**place].1 == 0 || !only_local);
+        let answer = |place: &usize| (SocketAddr::new(endpoint_ip(self.is_v4, *place), PORTS[0]), source);
+        let answers: BTreeMap<SocketAddr, Source> = usable.map(answer).collect();
         if answers.is_empty() { Outcome::Dropped } else { Outcome::Answered(answers) }
     }
 }
