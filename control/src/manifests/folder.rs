@@ -52,6 +52,45 @@ impl FileState {
     }
 }
 
+/// Parses files, many of them on all cores: reading YAML is most of what a large folder costs at start.
+fn parse_all(files: &[(String, Result<String, FileProblem>)]) -> Vec<ParseResult> {
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
+    if threads < 2 {
+        return files.iter().map(|(name, read)| parse_one(name, read)).collect();
+    }
+    let stretches = files.chunks(files.len().div_ceil(threads));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = stretches
+            .map(|files| {
+                scope.spawn(|| files.iter().map(|(name, read)| parse_one(name, read)).collect::<Vec<_>>())
+            })
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<ParseResult>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(join).collect()
+    })
+}
+
+fn parse_one(name: &str, read: &Result<String, FileProblem>) -> ParseResult {
+    let text = read.as_ref().map_err(|problem| {
+        vec![ManifestError {
+            file: name.to_owned(),
+            document: 0,
+            line: None,
+            object: None,
+            problem: problem.clone(),
+        }]
+    })?;
+    parse(name, text)
+}
+
+type ParseResult = Result<Parsed, Vec<ManifestError>>;
+
+/// Fewer files than this are not worth a thread.
+const FILES_PER_THREAD: usize = 64;
+
 /// What files said before a change: their content that was in force.
 type Before = BTreeMap<String, Option<Arc<Parsed>>>;
 
@@ -95,27 +134,22 @@ impl Folder {
     /// Notes what files hold now, and returns what those that changed said before.
     fn read(&mut self, changes: Changes) -> Before {
         let mut before = Before::new();
+        let mut changed = Vec::new();
         for (name, read) in changes {
-            let Some(read) = read else {
-                if let Some(state) = self.files.remove(&name) {
-                    before.insert(name, state.in_force);
+            let known = self.files.get(&name);
+            match read {
+                None => {
+                    if let Some(state) = self.files.remove(&name) {
+                        before.insert(name, state.in_force);
+                    }
                 }
-                continue;
-            };
-            let state = self.files.entry(name.clone()).or_default();
-            if state.read.as_ref() == Some(&read) {
-                continue;
+                Some(read) if known.is_some_and(|state| state.read.as_ref() == Some(&read)) => {}
+                Some(read) => changed.push((name, read)),
             }
-            let result = match &read {
-                Ok(text) => parse(&name, text),
-                Err(problem) => Err(vec![ManifestError {
-                    file: name.clone(),
-                    document: 0,
-                    line: None,
-                    object: None,
-                    problem: problem.clone(),
-                }]),
-            };
+        }
+        let results = parse_all(&changed);
+        for ((name, read), result) in changed.into_iter().zip(results) {
+            let state = self.files.entry(name.clone()).or_default();
             state.read = Some(read);
             (state.parsed, state.parse_errors) = match result {
                 Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
