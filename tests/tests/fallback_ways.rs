@@ -76,7 +76,9 @@ fn dual_stack_pods_reach_each_other_without_engines_and_connections_to_services_
     // The service: at first nobody answers, then somebody says that nobody will.
     let client = cluster.client;
     let refused = cluster.testbed.wait("the service is refused", READY, |testbed| {
-        let args = ["get", &format!("http://[{VIP}]:80/"), "--timeout-ms", "1000"];
+        // Longer than the second after which a SYN is repeated: an error that comes while `connect` still sends the
+        // first one is noted by the pod's kernel, and no more.
+        let args = ["get", &format!("http://[{VIP}]:80/"), "--timeout-ms", "3000"];
         let summary: Summary =
             testbed.client(testbed.pod(client).netns(), &args, DEADLINE).map_err(|e| e.to_string())?;
         let said = summary.errors.join("; ");

@@ -25,6 +25,8 @@ const PROBE_MS: u64 = 20_000;
 const LOSS_LIMIT: u64 = PROBE_PPS * PROBE_MS / 1000 / 500;
 /// Ports of each of the many Services, and their endpoints.
 const PORTS: u16 = 100;
+/// Entries of a Service: its ports, and what refuses all others of its address.
+const ENTRIES: usize = PORTS as usize + 1;
 const ENDPOINTS: usize = 14;
 
 /// A Service with many ports, and its endpoints: one service and 14 backends in the tables for each port.
@@ -130,7 +132,7 @@ fn tables_grow_under_traffic_and_nothing_is_lost() {
     assert!(many * usize::from(PORTS) * ENDPOINTS < 2 * capacity(&first, "backends") as usize);
     let manifests: String = (0..many).map(many_ports).collect();
     cluster.testbed.manifests().write("many", &manifests).expect("manifests");
-    let used = (before + many * usize::from(PORTS)) as u64;
+    let used = (before + many * ENTRIES) as u64;
     let grown = wait(&mut cluster, "all services are in", |s| usage(s, "services", "used") == used);
     assert!(traffic.is_under_way(), "the tables grew after the traffic");
     assert!(capacity(&grown, "services") > capacity(&first, "services"));
@@ -179,7 +181,7 @@ fn a_table_at_its_limit_names_what_it_leaves_out_and_forwards_on() {
             .write(&format!("many-{number:03}"), &many_ports(number))
             .expect("manifests");
     }
-    let wanted = had + many as u64 * u64::from(PORTS);
+    let wanted = had + (many * ENTRIES) as u64;
     // A Service's port that has no room for its backends counts under these.
     let all = |s: &Value| usage(s, "services", "used") + usage(s, "backends", "left_out");
     let full = wait(&mut cluster, "backends are left out", |s| {
@@ -199,7 +201,7 @@ fn a_table_at_its_limit_names_what_it_leaves_out_and_forwards_on() {
     for number in many - 4..many {
         cluster.testbed.manifests().remove(&format!("many-{number:03}")).expect("manifests");
     }
-    let wanted = had + (many as u64 - 4) * u64::from(PORTS);
+    let wanted = had + ((many - 4) * ENTRIES) as u64;
     let healed = wait(&mut cluster, "what was left out is in", |s| usage(s, "services", "used") == wanted);
     assert_eq!((errors(&healed), usage(&healed, "backends", "left_out")), (vec![], 0));
     traffic.end(&mut cluster);
