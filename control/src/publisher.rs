@@ -198,7 +198,7 @@ impl Publisher {
         let astray: Vec<Key> = astray.collect();
         let ops: Vec<Op> = astray.iter().map(|key| op(key, None)).collect();
         if self.writer.apply(&ops).is_err() {
-            // Deletions always fit. Were it not so, they would be part of what follows.
+            // Routes may need room to go, which a reader holds back: then they are part of what follows, as ever.
             return 0;
         }
         astray.iter().for_each(|key| {

@@ -288,3 +288,32 @@ fn check_prints_every_error_and_fails() {
     assert!(!success && errors.contains("missing"), "{errors}");
     assert!(scan(&missing).is_err());
 }
+
+#[test]
+fn many_files_at_once_say_what_each_says_by_itself() {
+    let broken = 211;
+    let texts: Vec<(String, String)> = (0..500)
+        .map(|n| {
+            let text = service(&format!("s{n}"), &format!("10.96.{}.{}", n / 200, 1 + n % 200), 80);
+            (
+                format!("{n:03}.yaml"),
+                if n == broken { text.replace("clusterIP", "clusterEyePea") } else { text },
+            )
+        })
+        .collect();
+    let files: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let mut at_once = Cluster::default();
+    at_once.update(&files);
+    let mut one_by_one = Cluster::default();
+    for (name, text) in &texts {
+        one_by_one.look(Look::Changed([(name.clone(), Some(Ok(text.clone())))].into()));
+    }
+    assert_eq!(at_once.objects(), one_by_one.objects());
+    assert_eq!(at_once.objects().len(), texts.len() - 1);
+    assert_eq!(at_once.errors(), one_by_one.errors());
+    assert!(
+        at_once.errors().len() == 1 && at_once.errors()[0].contains("211.yaml"),
+        "{:?}",
+        at_once.errors()
+    );
+}

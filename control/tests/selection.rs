@@ -4,22 +4,11 @@
 use fairway_control::selection::{Candidate, Hint, Policies, Selection, select};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+
+#[path = "../../tests/src/vectors.rs"]
+mod vectors;
 
 const FILE: &str = "kube_proxy_endpoint_selection.jsonl";
-
-fn vectors() -> Option<String> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors"));
-    let dir = std::env::var_os("FAIRWAY_VECTORS").map_or_else(default, PathBuf::from);
-    match std::fs::read_to_string(dir.join(FILE)) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{}/{FILE}: {error}", dir.display());
-            println!("skipped: {}/{FILE}: {error}; set FAIRWAY_VECTORS", dir.display());
-            None
-        }
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,7 +82,8 @@ impl Case {
 
 #[test]
 fn endpoints_are_chosen_as_kube_proxy_chooses() {
-    let Some(text) = vectors() else { return };
+    let Some(path) = vectors::find(FILE) else { return };
+    let text = std::fs::read_to_string(path).unwrap();
     let cases: Vec<Case> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(cases.len(), 32);
     for case in &cases {

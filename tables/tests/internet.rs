@@ -6,16 +6,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
-fn vectors() -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors"));
-    let dir = std::env::var_os("FAIRWAY_VECTORS").map_or_else(default, PathBuf::from);
-    if dir.join("v4_20080501.routes.tsv.gz").exists() {
-        return Some(dir);
-    }
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{} has no routing table", dir.display());
-    println!("skipped: {} has no routing table; set FAIRWAY_VECTORS", dir.display());
-    None
-}
+#[path = "../../tests/src/vectors.rs"]
+mod vectors;
 
 fn lines(path: PathBuf) -> impl Iterator<Item = Vec<String>> {
     let text = BufReader::new(flate2::read::MultiGzDecoder::new(File::open(path).unwrap()));
@@ -30,10 +22,10 @@ fn next_hop(origin: &str) -> NextHop {
 
 #[test]
 fn look_ups_in_a_real_internet_table_find_the_longest_match() {
-    let Some(dir) = vectors() else { return };
-    let routes: Vec<(Prefix, NextHop)> = lines(dir.join("v4_20080501.routes.tsv.gz"))
-        .map(|line| (line[0].parse().unwrap(), next_hop(&line[1])))
-        .collect();
+    let Some(table) = vectors::find("v4_20080501.routes.tsv.gz") else { return };
+    let answers = vectors::find("v4_20080501.lookups.tsv.gz").expect("the routing table has answers");
+    let routes: Vec<(Prefix, NextHop)> =
+        lines(table).map(|line| (line[0].parse().unwrap(), next_hop(&line[1]))).collect();
     assert!(routes.len() > 200_000);
     let (mut writer, factory) =
         Tables::heap(Capacities { routes: 300_000, next_hops: 40_000, ..Capacities::default() });
@@ -45,7 +37,7 @@ fn look_ups_in_a_real_internet_table_find_the_longest_match() {
     let reader = factory.reader();
     let check = |gone: &dyn Fn(&Prefix) -> bool| {
         let (mut found, mut none) = (0, 0);
-        for line in lines(dir.join("v4_20080501.lookups.tsv.gz")) {
+        for line in lines(answers.clone()) {
             let ip: std::net::IpAddr = line[0].parse().unwrap();
             let longest = line[1].parse::<Prefix>().ok();
             if longest.is_some_and(|prefix| gone(&prefix)) {

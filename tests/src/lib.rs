@@ -44,6 +44,7 @@ pub mod snmp;
 pub mod station;
 pub mod sys;
 pub mod testbed;
+pub mod vectors;
 pub mod vpc;
 
 pub use error::{Error, Result};

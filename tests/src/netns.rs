@@ -21,6 +21,15 @@ pub struct Netns {
     released: bool,
 }
 
+/// One end of a veth.
+#[derive(Clone, Copy, Debug)]
+pub struct VethEnd<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its Ethernet address; `None`: the kernel draws one.
+    pub mac: Option<&'a str>,
+}
+
 impl Netns {
     /// Makes a namespace with its loopback up, IPv6 and packet forwarding by the kernel off.
     ///
@@ -68,6 +77,27 @@ impl Netns {
         let mut command = Command::new("ip");
         command.args(["-n", &self.name]).args(args);
         process::run(command, IP_DEADLINE)?.success()
+    }
+
+    /// Adds a veth, up at neither end, whose peer is in another namespace.
+    pub fn add_veth(
+        &self,
+        end: VethEnd<'_>,
+        peer: &Netns,
+        other: VethEnd<'_>,
+        mtu: u32,
+        queues: u32,
+    ) -> Result<()> {
+        let (mtu, queues) = (mtu.to_string(), queues.to_string());
+        let what = |end: VethEnd<'_>| {
+            let words = ["name", end.name, "mtu", &mtu, "numtxqueues", &queues, "numrxqueues", &queues];
+            let mac = end.mac.into_iter().flat_map(|mac| ["address", mac]);
+            words.into_iter().chain(mac).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "link", "add"]).args(what(end)).args(["type", "veth", "peer"]);
+        command.args(what(other)).args(["netns", peer.name()]);
+        process::run(command, IP_DEADLINE)?.success().map(drop)
     }
 
     /// Adds a bridge that forwards at once, and everything: no spanning tree, no multicast snooping.

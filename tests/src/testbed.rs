@@ -9,7 +9,7 @@ use crate::capture::Capture;
 use crate::error::{Error, Result};
 use crate::kept::{self, KEPT};
 use crate::manifests::Manifests;
-use crate::netns::{self, Netns};
+use crate::netns::{self, Netns, VethEnd};
 use crate::node::{Node, NodeSpec, UPLINK, UPLINK_MTU};
 use crate::process::{Process, wait_for};
 use crate::programs::{bin_dir, program, share_of_cores};
@@ -178,32 +178,12 @@ impl Testbed {
     /// Joins a namespace to the switch by the device [`UPLINK`] with this address of 192.168.77.0/24.
     pub fn join_switch(&self, netns: &Netns, ip: Ipv4Addr) -> Result<()> {
         let Some(switch) = &self.switch else { return Ok(()) };
-        let (port, queues) = (switch_port(ip), self.options.uplink_queues.to_string());
-        netns.ip([
-            "link",
-            "add",
-            "name",
-            UPLINK,
-            "numtxqueues",
-            &queues,
-            "numrxqueues",
-            &queues,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            &port,
-            "numtxqueues",
-            &queues,
-            "numrxqueues",
-            &queues,
-            "netns",
-            switch.name(),
-        ])?;
-        let mtu = UPLINK_MTU.to_string();
-        switch.ip(["link", "set", &port, "mtu", &mtu, "master", UPLINK_BRIDGE, "up"])?;
+        let (port, queues) = (switch_port(ip), self.options.uplink_queues);
+        let other = VethEnd { name: &port, mac: None };
+        netns.add_veth(VethEnd { name: UPLINK, mac: None }, switch, other, UPLINK_MTU, queues.into())?;
+        switch.ip(["link", "set", &port, "master", UPLINK_BRIDGE, "up"])?;
         netns.ip(["addr", "add", &format!("{ip}/24"), "dev", UPLINK])?;
-        netns.ip(["link", "set", UPLINK, "mtu", &mtu, "up"])?;
+        netns.ip(["link", "set", UPLINK, "up"])?;
         // A wire carries whole checksums and no segments larger than its MTU.
         offloads_off(netns, UPLINK)
     }
@@ -242,35 +222,11 @@ impl Testbed {
         let pod = Netns::create(&format!("{}-{namespace}-{name}", self.name))?;
         let host = &self.nodes[node];
         let veth = names::host_veth(namespace, name);
-        let (mac, mtu) = (names::pod_mac(ip.into()).to_string(), names::pod_mtu(UPLINK_MTU).to_string());
+        let mac = names::pod_mac(ip.into()).to_string();
+        let in_pod = VethEnd { name: device, mac: Some(&mac) };
         // One queue each: an AF_XDP socket sees only the queue that it is bound to.
-        host.netns().ip([
-            "link",
-            "add",
-            "name",
-            &veth,
-            "mtu",
-            &mtu,
-            "numtxqueues",
-            "1",
-            "numrxqueues",
-            "1",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            device,
-            "mtu",
-            &mtu,
-            "address",
-            &mac,
-            "numtxqueues",
-            "1",
-            "numrxqueues",
-            "1",
-            "netns",
-            pod.name(),
-        ])?;
+        let of_host = VethEnd { name: &veth, mac: None };
+        host.netns().add_veth(of_host, &pod, in_pod, names::pod_mtu(UPLINK_MTU), 1)?;
         host.netns().ip(["link", "set", &veth, "up"])?;
         offloads_off(&pod, device)?;
         pod.ip(["link", "set", device, "up"])?;

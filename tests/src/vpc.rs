@@ -3,7 +3,7 @@
 
 use crate::capture::Capture;
 use crate::error::{Error, Result};
-use crate::netns::Netns;
+use crate::netns::{Netns, VethEnd};
 use crate::node::UPLINK_MTU;
 use crate::testbed::{PodId, Testbed, offloads_off};
 use fairway_control::names;
@@ -94,34 +94,8 @@ impl Vpc {
     fn attach(&self, to: &Netns, device: &str, node: usize, subnet: u8) -> Result<Eni> {
         let (device, port) = (device.to_owned(), format!("eni{subnet}"));
         let mac = format!("00:16:3e:00:00:{subnet:02x}");
-        let (mtu, vpc) = (UPLINK_MTU.to_string(), self.netns.name());
-        to.ip([
-            "link",
-            "add",
-            "name",
-            &device,
-            "mtu",
-            &mtu,
-            "address",
-            &mac,
-            "numtxqueues",
-            "1",
-            "numrxqueues",
-            "1",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            &port,
-            "mtu",
-            &mtu,
-            "numtxqueues",
-            "1",
-            "numrxqueues",
-            "1",
-            "netns",
-            vpc,
-        ])?;
+        let end = VethEnd { name: &device, mac: Some(&mac) };
+        to.add_veth(end, &self.netns, VethEnd { name: &port, mac: None }, UPLINK_MTU, 1)?;
         self.netns.ip(["addr", "add", &format!("172.16.{subnet}.253/24"), "dev", &port])?;
         for (netns, device) in [(to, &device), (&self.netns, &port)] {
             offloads_off(netns, device)?;

@@ -9,9 +9,9 @@ mod case;
 mod node;
 
 use case::{Case, Expected, Flow};
+use fairway_tests::vectors;
 use node::Node;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 const FILE: &str = "kube_proxy_flows.jsonl";
 const CASES: usize = 52;
@@ -43,19 +43,6 @@ pub(crate) enum Outcome {
     Untouched,
 }
 
-fn vectors() -> Option<String> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors"));
-    let dir = std::env::var_os("FAIRWAY_VECTORS").map_or_else(default, PathBuf::from);
-    match std::fs::read_to_string(dir.join(FILE)) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{}/{FILE}: {error}", dir.display());
-            println!("skipped: {}/{FILE}: {error}; set FAIRWAY_VECTORS", dir.display());
-            None
-        }
-    }
-}
-
 fn expected(flow: &Flow) -> Outcome {
     match &flow.expected {
         Expected::Backends(backends) => {
@@ -70,7 +57,8 @@ fn expected(flow: &Flow) -> Outcome {
 
 #[test]
 fn every_flow_of_kube_proxys_own_tests_comes_out_as_there() {
-    let Some(text) = vectors() else { return };
+    let Some(path) = vectors::find(FILE) else { return };
+    let text = std::fs::read_to_string(path).unwrap();
     let cases: Vec<Case> = text.lines().map(Case::parse).collect();
     let flows = cases.iter().map(|case| case.flows.len()).sum::<usize>();
     assert_eq!((cases.len(), flows), (CASES, FLOWS));

@@ -52,24 +52,26 @@ impl FileState {
     }
 }
 
+/// A file's name and text.
+type File = (String, Result<String, FileProblem>);
+
+type ParseResult = Result<Parsed, Vec<ManifestError>>;
+
+/// Fewer files than this are not worth a thread.
+const FILES_PER_THREAD: usize = 64;
+
 /// Parses files, many of them on all cores: reading YAML is most of what a large folder costs at start.
-fn parse_all(files: &[(String, Result<String, FileProblem>)]) -> Vec<ParseResult> {
-    let threads =
-        std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
-    if threads < 2 {
-        return files.iter().map(|(name, read)| parse_one(name, read)).collect();
+fn parse_all(files: &[File]) -> Vec<ParseResult> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let stretch = files.len().div_ceil(cores).max(FILES_PER_THREAD);
+    let parse = |files: &[File]| files.iter().map(|(name, read)| parse_one(name, read)).collect::<Vec<_>>();
+    if files.len() <= stretch {
+        return parse(files);
     }
-    let stretches = files.chunks(files.len().div_ceil(threads));
     std::thread::scope(|scope| {
-        let threads: Vec<_> = stretches
-            .map(|files| {
-                scope.spawn(|| files.iter().map(|(name, read)| parse_one(name, read)).collect::<Vec<_>>())
-            })
-            .collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<ParseResult>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().flat_map(join).collect()
+        let threads: Vec<_> = files.chunks(stretch).map(|files| scope.spawn(move || parse(files))).collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results.flat_map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
 }
 
@@ -85,11 +87,6 @@ fn parse_one(name: &str, read: &Result<String, FileProblem>) -> ParseResult {
     })?;
     parse(name, text)
 }
-
-type ParseResult = Result<Parsed, Vec<ManifestError>>;
-
-/// Fewer files than this are not worth a thread.
-const FILES_PER_THREAD: usize = 64;
 
 /// What files said before a change: their content that was in force.
 type Before = BTreeMap<String, Option<Arc<Parsed>>>;
