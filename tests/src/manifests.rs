@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 /// One backend of a service.
@@ -70,13 +70,17 @@ impl Manifests {
         std::fs::remove_file(&path).map_err(Error::io(format!("delete {}", path.display())))
     }
 
-    /// Writes a Node.
-    pub fn node(&self, name: &str, ip: Ipv4Addr, pod_cidr: &str) -> Result<()> {
-        let yaml = format!(
-            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nspec:\n  podCIDR: {pod_cidr}\n  \
-             podCIDRs:\n  - {pod_cidr}\nstatus:\n  addresses:\n  - type: InternalIP\n    address: {ip}\n  \
-             - type: Hostname\n    address: {name}\n"
+    /// Writes a Node with addresses and pod ranges of one or both families.
+    pub fn node(&self, name: &str, ips: &[IpAddr], pod_cidrs: &[String]) -> Result<()> {
+        let first = pod_cidrs.first().map_or("", String::as_str);
+        let mut yaml = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nspec:\n  podCIDR: '{first}'\n  \
+             podCIDRs: {pod_cidrs:?}\nstatus:\n  addresses:\n  - type: Hostname\n    address: {name}\n"
         );
+        for ip in ips {
+            // Writing to a String cannot fail.
+            let _ = write!(yaml, "  - type: InternalIP\n    address: '{ip}'\n");
+        }
         self.write(&format!("node-{name}"), &yaml)
     }
 
@@ -86,14 +90,18 @@ impl Manifests {
         self.write(&format!("namespace-{name}"), &yaml)
     }
 
-    /// Writes a running Pod with one container.
-    pub fn pod(&self, namespace: &str, name: &str, node: &str, ip: Ipv4Addr) -> Result<()> {
-        let yaml = format!(
+    /// Writes a running Pod with one container and addresses of one or both families.
+    pub fn pod(&self, namespace: &str, name: &str, node: &str, ips: &[IpAddr]) -> Result<()> {
+        let first = ips.first().map(IpAddr::to_string).unwrap_or_default();
+        let mut yaml = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: {namespace}\n  name: {name}\n  labels:\n    \
              app: {name}\nspec:\n  nodeName: {node}\n  containers:\n  - name: main\n    image: \
-             fairway-pod\nstatus:\n  phase: Running\n  podIP: {ip}\n  podIPs:\n  - ip: {ip}\n  \
-             conditions:\n  - type: Ready\n    status: \"True\"\n"
+             fairway-pod\nstatus:\n  phase: Running\n  conditions:\n  - type: Ready\n    status: \"True\"\n  \
+             podIP: '{first}'\n  podIPs:\n"
         );
+        for ip in ips {
+            let _ = writeln!(yaml, "  - ip: '{ip}'");
+        }
         self.write(&pod_file(namespace, name), &yaml)
     }
 

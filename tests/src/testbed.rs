@@ -6,6 +6,7 @@
 //! Each box is a namespace. What a CNI plugin would do for a pod, [`Testbed::add_pod`] does.
 
 use crate::capture::Capture;
+use crate::dual_stack::{self, Family, ipv6_of};
 use crate::error::{Error, Result};
 use crate::kept::{self, KEPT};
 use crate::manifests::Manifests;
@@ -15,7 +16,7 @@ use crate::process::{Process, wait_for};
 use crate::programs::{bin_dir, program, share_of_cores};
 use crate::sys;
 use fairway_control::names;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -35,13 +36,15 @@ pub struct Options {
     pub nodes: u8,
     /// Queues of each uplink.
     pub uplink_queues: u8,
+    /// Whether nodes and pods have IPv6 addresses too: those [beside](ipv6_of) their IPv4 ones.
+    pub dual_stack: bool,
     /// Whether it may outlive this process; see [`Testbed::leave_running`].
     pub keep: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 2, uplink_queues: 1, keep: false }
+        Options { nodes: 2, uplink_queues: 1, dual_stack: false, keep: false }
     }
 }
 
@@ -161,7 +164,11 @@ impl Testbed {
         let ip = Ipv4Addr::new(192, 168, 77, number);
         self.join_switch(&netns, ip)?;
         let pod_cidr = format!("10.244.{number}.0/24");
-        self.manifests.node(&name, ip, &pod_cidr)?;
+        let mut cidrs = vec![pod_cidr.clone()];
+        if self.options.dual_stack {
+            cidrs.push(format!("fd00:244:{number}::/64"));
+        }
+        self.manifests.node(&name, &self.addresses(ip), &cidrs)?;
         let spec = NodeSpec {
             dir: self.dir.join(&name),
             name,
@@ -175,7 +182,18 @@ impl Testbed {
         Ok(())
     }
 
-    /// Joins a namespace to the switch by the device [`UPLINK`] with this address of 192.168.77.0/24.
+    /// The families of which nodes and pods have addresses.
+    pub fn families(&self) -> &'static [Family] {
+        if self.options.dual_stack { &Family::ALL } else { &[Family::V4] }
+    }
+
+    /// The addresses of whom has this IPv4 address.
+    fn addresses(&self, ip: Ipv4Addr) -> Vec<IpAddr> {
+        self.families().iter().map(|family| family.of(ip)).collect()
+    }
+
+    /// Joins a namespace to the switch by the device [`UPLINK`] with this address of 192.168.77.0/24, and with the one
+    /// beside it where both families are spoken.
     pub fn join_switch(&self, netns: &Netns, ip: Ipv4Addr) -> Result<()> {
         let Some(switch) = &self.switch else { return Ok(()) };
         let (port, queues) = (switch_port(ip), self.options.uplink_queues);
@@ -183,6 +201,10 @@ impl Testbed {
         netns.add_veth(VethEnd { name: UPLINK, mac: None }, switch, other, UPLINK_MTU, queues.into())?;
         switch.ip(["link", "set", &port, "master", UPLINK_BRIDGE, "up"])?;
         netns.ip(["addr", "add", &format!("{ip}/24"), "dev", UPLINK])?;
+        if self.options.dual_stack {
+            dual_stack::allow_ipv6(netns, &["lo", UPLINK])?;
+            netns.ip(["addr", "add", &format!("{}/64", ipv6_of(ip)), "dev", UPLINK, "nodad"])?;
+        }
         netns.ip(["link", "set", UPLINK, "up"])?;
         // A wire carries whole checksums and no segments larger than its MTU.
         offloads_off(netns, UPLINK)
@@ -207,6 +229,9 @@ impl Testbed {
         let gateway = names::GATEWAY_IP.to_string();
         pod.ip(["route", "add", &gateway, "dev", "eth0", "scope", "link"])?;
         pod.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "onlink"])?;
+        if self.options.dual_stack {
+            dual_stack::add_address(self.pod(id), ipv6_of(ip))?;
+        }
         Ok(id)
     }
 
@@ -230,7 +255,7 @@ impl Testbed {
         host.netns().ip(["link", "set", &veth, "up"])?;
         offloads_off(&pod, device)?;
         pod.ip(["link", "set", device, "up"])?;
-        self.manifests.pod(namespace, name, host.name(), ip)?;
+        self.manifests.pod(namespace, name, host.name(), &self.addresses(ip))?;
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let id = PodId(self.pods_made);
         self.pods_made += 1;
@@ -249,7 +274,8 @@ impl Testbed {
         let Some(pod) = self.pods.iter_mut().find(|pod| pod.id == id) else { return Ok(()) };
         let log = self.dir.join(format!("server-{}.log", pod.name));
         let mut command = pod.netns.command(program);
-        let (listen, streams) = (format!("0.0.0.0:{POD_PORT}"), format!("0.0.0.0:{STREAM_PORT}"));
+        let any = if self.options.dual_stack { "[::]" } else { "0.0.0.0" };
+        let (listen, streams) = (format!("{any}:{POD_PORT}"), format!("{any}:{STREAM_PORT}"));
         command.args(["serve", "--listen", &listen, "--streams", &streams, "--name", &pod.name]);
         let name = format!("server in pod {}", pod.name);
         let mut server = Process::spawn(&name, command, &log, !self.options.keep)?;

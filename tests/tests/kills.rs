@@ -149,7 +149,8 @@ impl Killing {
         let (round, manifests) = (self.round, self.testbed.manifests());
         for pod in 0..PODS {
             if has_pod(round, pod) {
-                manifests.pod(NAMESPACE, &pod_name(pod), "node-1", pod_ip(pod)).expect("pod");
+                let ip = pod_ip(pod).into();
+                manifests.pod(NAMESPACE, &pod_name(pod), "node-1", &[ip]).expect("pod");
             } else if has_pod(round - 1, pod) {
                 manifests.remove_pod(NAMESPACE, &pod_name(pod)).expect("pod");
             }

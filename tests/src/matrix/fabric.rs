@@ -5,6 +5,7 @@ use super::mode::Mode;
 use super::paths::{Asked, Client, Outcome, Path, Server, Sights};
 use super::seen::seen;
 use crate::capture::Capture;
+use crate::dual_stack::{self, Family, ipv6_of};
 use crate::engines;
 use crate::error::{Error, Result};
 use crate::manifests::{EndpointSpec, ServiceSpec};
@@ -14,8 +15,9 @@ use crate::pod::client::Summary;
 use crate::process::wait_for;
 use crate::testbed::{Options, POD_PORT, PodId, Testbed};
 use crate::vpc::{OUTSIDE, Vpc};
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use fairway_tables::Prefix;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(30);
@@ -41,9 +43,9 @@ const SERVICES: [Web; 2] = [
     },
 ];
 /// What pods with an ENI of their own reach by their second interface.
-const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "203.0.113.0/24"];
+const SERVICE_RANGES: [&str; 4] = ["10.96.0.0/16", "203.0.113.0/24", "fd00:96::/32", "fd00:0:113::/48"];
 
-/// A service with an external address.
+/// A service with a cluster address and an external one of each family.
 struct Web {
     name: &'static str,
     policy: &'static str,
@@ -59,10 +61,22 @@ impl Web {
 
     fn manifest(&self) -> String {
         let Web { name, policy, cluster_ip, external_ip } = self;
+        let (cluster_ip6, external_ip6) = (ipv6_of(*cluster_ip), ipv6_of(*external_ip));
         format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: shop\n  name: {name}\nspec:\n  type: ClusterIP\n  \
-             clusterIP: {cluster_ip}\n  externalIPs: [{external_ip}]\n  externalTrafficPolicy: {policy}\n  ports:\n  \
+             clusterIP: {cluster_ip}\n  clusterIPs: [{cluster_ip}, '{cluster_ip6}']\n  externalIPs: [{external_ip}, \
+             '{external_ip6}']\n  externalTrafficPolicy: {policy}\n  ports:\n  \
              - {{name: http, protocol: TCP, port: 80, targetPort: {POD_PORT}}}\n"
+        )
+    }
+
+    /// The slice of its IPv6 endpoints, which is one.
+    fn slice6(&self, backend: &EndpointSpec) -> String {
+        let (name, ip, node) = (self.name, ipv6_of(backend.ip), &backend.node);
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: shop\n  name: {name}-6\n  \
+             labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv6\nports: [{{name: http, protocol: TCP, \
+             port: {POD_PORT}}}]\nendpoints: [{{addresses: ['{ip}'], nodeName: {node}}}]\n"
         )
     }
 }
@@ -90,10 +104,10 @@ struct Wire(String, Capture);
 impl Fabric {
     /// Builds and starts it.
     pub fn start(mode: Mode) -> Result<Fabric> {
-        let mut testbed = Testbed::new(Options::default())?;
+        let mut testbed = Testbed::new(Options { dual_stack: true, ..Options::default() })?;
         testbed.manifests().namespace("shop")?;
-        if let Some(pool) = mode.pool() {
-            testbed.manifests().write("pool", &pool)?;
+        if let Some(pools) = mode.pools() {
+            testbed.manifests().write("pools", &pools)?;
         }
         if mode == Mode::BeyondSubnet {
             put_nodes_apart(&testbed)?;
@@ -145,18 +159,19 @@ impl Fabric {
     }
 
     /// The address that is asked, if it is a service's.
-    pub(super) fn asked_ip(&self, asked: Asked) -> Option<Ipv4Addr> {
-        match asked {
-            Asked::Pod => None,
-            Asked::Cluster => Some(SERVICES[0].cluster_ip),
-            Asked::External => Some(SERVICES[0].external_ip),
-            Asked::Local => Some(SERVICES[1].external_ip),
-        }
+    pub(super) fn asked_ip(&self, asked: Asked, family: Family) -> Option<IpAddr> {
+        let ip = match asked {
+            Asked::Pod => return None,
+            Asked::Cluster => SERVICES[0].cluster_ip,
+            Asked::External => SERVICES[0].external_ip,
+            Asked::Local => SERVICES[1].external_ip,
+        };
+        Some(family.of(ip))
     }
 
     /// Addresses of the two nodes on the wire.
-    pub(super) fn node_ips(&self) -> (Ipv4Addr, Ipv4Addr) {
-        (self.testbed.nodes()[0].ip(), self.testbed.nodes()[1].ip())
+    pub(super) fn node_ips(&self, family: Family) -> (IpAddr, IpAddr) {
+        (family.of(self.testbed.nodes()[0].ip()), family.of(self.testbed.nodes()[1].ip()))
     }
 
     fn server(&self, server: Server) -> PodId {
@@ -167,16 +182,16 @@ impl Fabric {
         }
     }
 
-    pub(super) fn client_ip(&self, client: Client) -> Ipv4Addr {
-        match client {
+    pub(super) fn client_ip(&self, client: Client, family: Family) -> IpAddr {
+        family.of(match client {
             Client::Pod => self.testbed.pod(self.client).ip(),
             Client::Node => NODE_IN_POD_RANGE,
             Client::Outside => OUTSIDE,
-        }
+        })
     }
 
-    pub(super) fn server_ip(&self, server: Server) -> Ipv4Addr {
-        self.testbed.pod(self.server(server)).ip()
+    pub(super) fn server_ip(&self, server: Server, family: Family) -> IpAddr {
+        family.of(self.testbed.pod(self.server(server)).ip())
     }
 
     /// Namespace and devices from which a client speaks, each with the name under which what it sees is told.
@@ -212,47 +227,67 @@ impl Fabric {
         devices.iter().map(start).collect()
     }
 
-    /// Holds a conversation over a path, and compares what is seen of it with what should be.
-    pub fn walk(&mut self, path: Path) -> Outcome {
-        let wanted = path.sights(self);
+    /// Holds a conversation of each family over a path, and compares what is seen of it with what should be.
+    pub fn walk(&mut self, path: Path) -> Vec<Outcome> {
         self.captured += 1;
-        let result = self.try_walk(path, &wanted).map_err(|error| error.to_string()).and_then(|seen| {
-            if seen == wanted { Ok(()) } else { Err(format!("seen {seen:?}, to be seen {wanted:?}")) }
-        });
-        Outcome { path, result }
+        let wanted = Family::ALL.map(|family| (family, path.sights(self, family)));
+        let seen = self.try_walk(path, &wanted).map_err(|error| error.to_string());
+        let outcome = |(family, wanted): &(Family, Sights)| {
+            let result = match &seen {
+                Ok(seen) if seen.get(family) == Some(wanted) => Ok(()),
+                Ok(seen) => Err(format!("seen {:?}, to be seen {wanted:?}", seen.get(family))),
+                Err(error) => Err(error.clone()),
+            };
+            Outcome { path, family: *family, result }
+        };
+        wanted.iter().map(outcome).collect()
     }
 
-    fn try_walk(&self, path: Path, wanted: &Sights) -> Result<Sights> {
+    /// What is seen of both conversations; of one that nobody answers nothing.
+    fn try_walk(&self, path: Path, wanted: &[(Family, Sights)]) -> Result<BTreeMap<Family, Sights>> {
         let server = self.testbed.pod(self.server(path.server));
-        let url = match self.asked_ip(path.asked) {
-            Some(ip) => {
-                self.set_backend(path.server)?;
-                format!("http://{ip}:80/")
-            }
-            None => format!("http://{}:{POD_PORT}/", server.ip()),
+        if path.asked != Asked::Pod {
+            self.set_backend(path.server)?;
+        }
+        let url = |family| match self.asked_ip(path.asked, family) {
+            Some(ip) => format!("http://{}/", SocketAddr::new(ip, 80)),
+            None => format!("http://{}/", SocketAddr::new(self.server_ip(path.server, family), POD_PORT)),
         };
         let (from, devices) = self.client_at(path)?;
-        let ask = || self.ask(from, &url, server.name());
+        let ask = |family| self.ask(from, &url(family), server.name());
         // Until it goes through, so that what is captured afterwards is one whole conversation.
-        wait_for(&format!("{} answers", server.name()), READY, || Ok(ask()))?;
+        let answers = |family| {
+            let what = format!("{} answers over {family}", server.name());
+            wait_for(&what, READY, || Ok(ask(family)))
+        };
+        Family::ALL.into_iter().try_for_each(answers)?;
         let at_client = self.capture(from, &devices, "client")?;
         let at_server = self.capture(server.netns(), &self.pods_devices(), "server")?;
         let wires = self.wires()?;
-        ask().map_err(|reason| Error::Answer { what: url.clone(), reason })?;
-        let all_of = |wires: &[Wire]| -> Result<BTreeSet<String>> {
+        for family in Family::ALL {
+            ask(family).map_err(|reason| Error::Answer { what: url(family), reason })?;
+        }
+        let all_of = |wires: &[Wire], family| -> Result<BTreeSet<String>> {
             let mut all = BTreeSet::new();
             for Wire(name, capture) in wires {
-                all.extend(seen(&capture.so_far()?).into_iter().map(|sight| format!("{name}{sight}")));
+                all.extend(
+                    seen(&capture.so_far()?, family).into_iter().map(|sight| format!("{name}{sight}")),
+                );
             }
             Ok(all)
         };
-        let so_far = || -> Result<Sights> {
-            Ok(Sights { client: all_of(&at_client)?, wires: all_of(&wires)?, server: all_of(&at_server)? })
+        let of_family = |family| -> Result<Sights> {
+            let [client, wires, server] =
+                [&at_client, &wires, &at_server].map(|captures| all_of(captures, family));
+            Ok(Sights { client: client?, wires: wires?, server: server? })
         };
+        let so_far =
+            || Family::ALL.into_iter().map(|family| Ok((family, of_family(family)?))).collect::<Result<_>>();
         // What is missing in the end is for the comparison to tell.
         let complete = wait_for("the captures are complete", CAPTURE_LAG, || {
-            let seen = so_far()?;
-            Ok(if seen == *wanted { Ok(()) } else { Err(format!("{seen:?}")) })
+            let seen: BTreeMap<Family, Sights> = so_far()?;
+            let is_whole = wanted.iter().all(|(family, wanted)| seen.get(family) == Some(wanted));
+            Ok(if is_whole { Ok(()) } else { Err(format!("{seen:?}")) })
         });
         // What must not be there might come later still.
         std::thread::sleep(if complete.is_ok() { Duration::from_millis(100) } else { Duration::ZERO });
@@ -269,8 +304,11 @@ impl Fabric {
         let pod = self.testbed.pod(self.server(server));
         let node = self.testbed.nodes()[pod.node()].name().to_owned();
         let endpoint = EndpointSpec { pod: pod.name().to_owned(), ip: pod.ip(), node };
-        let set =
-            |web: &Web| self.testbed.manifests().endpoints(&web.spec(), std::slice::from_ref(&endpoint));
+        let manifests = self.testbed.manifests();
+        let set = |web: &Web| {
+            manifests.endpoints(&web.spec(), std::slice::from_ref(&endpoint))?;
+            manifests.write(&format!("endpoints6-shop-{}", web.name), &web.slice6(&endpoint))
+        };
         SERVICES.iter().try_for_each(set)
     }
 
@@ -285,7 +323,7 @@ impl Fabric {
 
     /// Captures of all wires of the first node.
     fn wires(&self) -> Result<Vec<Wire>> {
-        let uplink = self.testbed.capture(self.node_ips().0, &self.file(UPLINK))?;
+        let uplink = self.testbed.capture(self.testbed.nodes()[0].ip(), &self.file(UPLINK))?;
         let mut wires = vec![Wire(format!("{UPLINK} "), uplink)];
         for (number, vpc) in
             self.vpc.iter().filter(|_| self.mode == Mode::SharedEni).flat_map(|v| [(0, v), (1, v)])
@@ -312,20 +350,27 @@ fn build_vpc(testbed: &Testbed, mode: Mode) -> Result<Vpc> {
 /// A router to the outside that has the address of a station there itself.
 fn build_router(testbed: &Testbed) -> Result<Netns> {
     let netns = Netns::create(&format!("{}-router", testbed.name()))?;
-    netns.ip(["addr", "add", &format!("{OUTSIDE}/32"), "dev", "lo"])?;
+    dual_stack::allow_ipv6(&netns, &["lo"])?;
+    for family in Family::ALL {
+        let prefix = Prefix::host(family.of(OUTSIDE).into()).to_string();
+        netns.ip(["addr", "add", &prefix, "dev", "lo"])?;
+    }
     Ok(netns)
 }
 
 /// Makes the outside the nodes' way to all that they do not know; there, the first node has the external addresses.
 fn join_outside(testbed: &Testbed, outside: &Netns) -> Result<()> {
     testbed.join_switch(outside, ROUTER)?;
-    let (router, node) = (ROUTER.to_string(), testbed.nodes()[0].ip().to_string());
-    for web in &SERVICES {
-        let (external, source) = (web.external_ip.to_string(), OUTSIDE.to_string());
-        outside.ip(["route", "add", &external, "via", &node, "src", &source])?;
-    }
-    for node in testbed.nodes() {
-        node.netns().ip(["route", "add", "default", "via", &router, "dev", UPLINK])?;
+    for family in Family::ALL {
+        let text = |ip| family.of(ip).to_string();
+        let (router, node, source) = (text(ROUTER), text(testbed.nodes()[0].ip()), text(OUTSIDE));
+        for web in &SERVICES {
+            outside.ip(["route", "add", &text(web.external_ip), "via", &node, "src", &source])?;
+        }
+        let everything = if family.is_v4() { "0.0.0.0/0" } else { "::/0" };
+        for node in testbed.nodes() {
+            node.netns().ip(["route", "add", everything, "via", &router, "dev", UPLINK])?;
+        }
     }
     Ok(())
 }
@@ -334,10 +379,11 @@ fn join_outside(testbed: &Testbed, outside: &Netns) -> Result<()> {
 fn put_nodes_apart(testbed: &Testbed) -> Result<()> {
     for node in testbed.nodes() {
         let (name, ip, cidr) = (node.name(), node.ip(), node.pod_cidr());
+        let (ip6, number) = (ipv6_of(ip), ip.octets()[3]);
         let yaml = format!(
             "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  annotations:\n    \
-             projectcalico.org/IPv4Address: {ip}/32\nspec:\n  podCIDR: {cidr}\nstatus:\n  addresses:\n  \
-             - {{type: InternalIP, address: {ip}}}\n"
+             projectcalico.org/IPv4Address: {ip}/32\nspec:\n  podCIDRs: [{cidr}, 'fd00:244:{number}::/64']\nstatus:\n  \
+             addresses:\n  - {{type: InternalIP, address: {ip}}}\n  - {{type: InternalIP, address: '{ip6}'}}\n"
         );
         testbed.manifests().write(&format!("node-{name}"), &yaml)?;
     }

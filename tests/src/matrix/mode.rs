@@ -1,6 +1,7 @@
 //! How packets are carried between nodes.
 
-use std::net::Ipv4Addr;
+use crate::dual_stack::Family;
+use std::net::IpAddr;
 
 /// A mode of the pool that all pods are in, or of the cloud's network that they are part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +52,8 @@ impl Mode {
         matches!(self, Mode::SharedEni | Mode::ExclusiveEni)
     }
 
-    /// Calico's IPPool that asks for it, if it is one that pools know.
-    pub(super) fn pool(self) -> Option<String> {
+    /// Calico's IPPools that ask for it, if it is one that pools know.
+    pub(super) fn pools(self) -> Option<String> {
         let (ipip, vxlan) = match self {
             Mode::SharedEni | Mode::ExclusiveEni => return None,
             Mode::Vxlan => ("Never", "Always"),
@@ -60,17 +61,25 @@ impl Mode {
             Mode::Direct => ("Never", "Never"),
             Mode::CrossSubnet | Mode::BeyondSubnet => ("Never", "CrossSubnet"),
         };
-        Some(format!(
-            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: pods\nspec:\n  cidr: 10.244.0.0/16\n  \
-             ipipMode: {ipip}\n  vxlanMode: {vxlan}\n  natOutgoing: true\n"
-        ))
+        // IPIP carries IPv4 only; beside it, VXLAN carries IPv6.
+        let (ipip6, vxlan6) = if self == Mode::Ipip { ("Never", "Always") } else { (ipip, vxlan) };
+        let pool = |name: &str, cidr: &str, ipip: &str, vxlan: &str| {
+            format!(
+                "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: {name}\nspec:\n  cidr: '{cidr}'\n  \
+                 ipipMode: {ipip}\n  vxlanMode: {vxlan}\n  natOutgoing: true\n"
+            )
+        };
+        let four = pool("pods", "10.244.0.0/16", ipip, vxlan);
+        Some(format!("{four}---\n{}", pool("pods6", "fd00:244::/32", ipip6, vxlan6)))
     }
 
     /// How a packet between pods is seen that leaves the first node by its uplink or comes to it.
-    pub(super) fn on_uplink(self, nodes: (Ipv4Addr, Ipv4Addr), packet: &str) -> String {
+    pub(super) fn on_uplink(self, family: Family, nodes: (IpAddr, IpAddr), packet: &str) -> String {
         match self {
-            Mode::Vxlan | Mode::BeyondSubnet => format!("uplink0 vxlan {}>{}: {packet}", nodes.0, nodes.1),
-            Mode::Ipip => format!("uplink0 ipip {}>{}: {packet}", nodes.0, nodes.1),
+            Mode::Ipip if family.is_v4() => format!("uplink0 ipip {}>{}: {packet}", nodes.0, nodes.1),
+            Mode::Vxlan | Mode::BeyondSubnet | Mode::Ipip => {
+                format!("uplink0 vxlan {}>{}: {packet}", nodes.0, nodes.1)
+            }
             Mode::Direct | Mode::CrossSubnet | Mode::SharedEni | Mode::ExclusiveEni => {
                 format!("uplink0 {packet}")
             }

@@ -2,9 +2,10 @@
 
 use super::fabric::{Fabric, NODE_IN_POD_RANGE};
 use super::mode::Mode;
+use crate::dual_stack::Family;
 use crate::vpc::OUTSIDE;
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +51,13 @@ pub struct Path {
     pub(super) asked: Asked,
 }
 
-/// What came of a path; if something is wrong, in words.
+/// What came of a path in a family; if something is wrong, in words.
 #[derive(Debug)]
 pub struct Outcome {
     /// The path.
     pub path: Path,
+    /// The family.
+    pub family: Family,
     /// Whether it was as it should be.
     pub result: Result<(), String>,
 }
@@ -111,12 +114,12 @@ impl Path {
     /// The address that the server sees: the client's own wherever its answers come back by themselves to the engine that
     /// translated the destination, else one of the node's: that among its pods, or towards a cloud's network that on the
     /// uplink.
-    fn source(self, fabric: &Fabric) -> Ipv4Addr {
-        let client = fabric.client_ip(self.client);
+    fn source(self, fabric: &Fabric, family: Family) -> IpAddr {
+        let client = fabric.client_ip(self.client, family);
         let nodes_own = if fabric.mode().is_eni() && self.server == Server::Far {
-            fabric.node_ips().0
+            fabric.node_ips(family).0
         } else {
-            NODE_IN_POD_RANGE
+            family.of(NODE_IN_POD_RANGE)
         };
         match (self.client, self.asked, fabric.mode()) {
             (_, Asked::Pod, _) => client,
@@ -129,11 +132,12 @@ impl Path {
 
     /// The service's address is seen at the client only; wires carry what leaves the first node, each by the right one,
     /// and nothing else.
-    pub(super) fn sights(self, fabric: &Fabric) -> Sights {
-        let (client, server) = (fabric.client_ip(self.client), fabric.server_ip(self.server));
-        let (source, asked) = (self.source(fabric), fabric.asked_ip(self.asked).unwrap_or(server));
+    pub(super) fn sights(self, fabric: &Fabric, family: Family) -> Sights {
+        let (client, server) = (fabric.client_ip(self.client, family), fabric.server_ip(self.server, family));
+        let (source, asked) =
+            (self.source(fabric, family), fabric.asked_ip(self.asked, family).unwrap_or(server));
         let mut sights = Sights::default();
-        let exchange = |at: &mut BTreeSet<String>, device: &str, a: Ipv4Addr, b: Ipv4Addr| {
+        let exchange = |at: &mut BTreeSet<String>, device: &str, a: IpAddr, b: IpAddr| {
             at.extend([format!("{device}{a}>{b}"), format!("{device}{b}>{a}")]);
         };
         // The two interfaces of pods with an ENI of their own.
@@ -143,7 +147,7 @@ impl Path {
             (Client::Pod, _) if has_own => "eth1 ",
             _ => "",
         };
-        let by_second = self.server == Server::Near && source == NODE_IN_POD_RANGE;
+        let by_second = self.server == Server::Near && source == family.of(NODE_IN_POD_RANGE);
         let at_server = match by_second {
             _ if !has_own => "",
             true => "eth1 ",
@@ -152,7 +156,7 @@ impl Path {
         exchange(&mut sights.client, at_client, client, asked);
         exchange(&mut sights.server, at_server, source, server);
         if self.client == Client::Outside && self.asked != Asked::Pod {
-            exchange(&mut sights.wires, "uplink0 ", OUTSIDE, asked);
+            exchange(&mut sights.wires, "uplink0 ", family.of(OUTSIDE), asked);
             if self.server == Server::Far && fabric.mode().is_eni() {
                 // The station is the cloud's network, which carries this on.
                 exchange(&mut sights.client, at_client, source, server);
@@ -167,9 +171,13 @@ impl Path {
             // Past the node.
             (Server::Far, Mode::ExclusiveEni) if by_eni => {}
             (Server::Far, mode) => {
-                let (near, far) = fabric.node_ips();
-                sights.wires.insert(mode.on_uplink((near, far), &format!("{source}>{server}")));
-                sights.wires.insert(mode.on_uplink((far, near), &format!("{server}>{source}")));
+                // Tunnels run over IPv4.
+                let (near, far) = fabric.node_ips(Family::V4);
+                let mut carried = |nodes: (IpAddr, IpAddr), packet: String| {
+                    sights.wires.insert(mode.on_uplink(family, nodes, &packet));
+                };
+                carried((near, far), format!("{source}>{server}"));
+                carried((far, near), format!("{server}>{source}"));
             }
             _ => {}
         }

@@ -103,10 +103,10 @@ impl Scenario {
         };
         manifests.namespace(NAMESPACE)?;
         for (number, address) in addresses.iter().enumerate() {
-            manifests.node(&address.name, address.ip, &pod_cidr(number))?;
+            manifests.node(&address.name, &[address.ip.into()], &[pod_cidr(number)])?;
         }
         for spec in &specs[CLIENT..] {
-            manifests.pod(NAMESPACE, &spec.name, &addresses[spec.node].name, spec.ip)?;
+            manifests.pod(NAMESPACE, &spec.name, &addresses[spec.node].name, &[spec.ip.into()])?;
         }
         manifests.service(&service)?;
         let simulation = Simulation::start(&addresses, &specs, &manifests, capture)?;
