@@ -1,14 +1,16 @@
 //! Generator and sink over AF_XDP in network namespaces, around Fairway's real programs and around the kernel.
 //! Slow and short, for a busy machine: what is proved is that packets of all paths get through and are counted.
 
-use fairway_bench::pktgen::device::fairway::FairwayDevice;
+use fairway_bench::pktgen::device::fairway::{FairwayDevice, Poll};
 use fairway_bench::pktgen::device::kernel::{KernelDevice, Rules};
 use fairway_bench::pktgen::device::wire::WireDevice;
 use fairway_bench::pktgen::device::{Bench, Device};
+use fairway_bench::pktgen::idle::switch;
 use fairway_bench::pktgen::scenario::{Arrival, Scenario, TrialLimits};
 use fairway_bench::pktgen::trial::{Outcome, Trial};
 use fairway_tests::gate;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const PACKETS: u32 = 3000;
 
@@ -79,4 +81,31 @@ fn a_wire_carries_everything_and_a_trial_on_it_ends_with_every_frame_home() {
     let (outcome, words) = trial(Box::new(device), &scenario);
     all_arrived(&outcome);
     assert!(words.contains("every frame"), "{words}");
+}
+
+#[test]
+fn an_adaptive_engine_sleeps_between_packets_and_loses_none() {
+    if !gate::may_run("pktgen_af_xdp") {
+        return;
+    }
+    let _alone = gate::alone();
+    let scenario = Scenario::parse(Path::new("test.yaml"), "name: one\nstreams: [{path: same-node}]");
+    let scenario = scenario.expect("a good scenario");
+    let device = FairwayDevice::with_pods(&scenario, 4).unwrap_or_else(|error| panic!("{error}"));
+    let mut bench = Bench::new(&scenario, Box::new(device)).expect("enough addresses");
+    let mut shares = Vec::new();
+    for poll in [Poll::Busy, Poll::Adaptive] {
+        switch(&mut bench, poll).unwrap_or_else(|error| panic!("{error}"));
+        let limits = TrialLimits { duration_ms: 60_000, max_packets: 100 };
+        let single = Trial { arrival: Arrival::Paced { rate_pps: 100.0 }, limits };
+        let outcome = bench.run(&single, &mut |_| {}).expect("a trial");
+        assert_eq!((outcome.sent, outcome.lost), (100, 0), "{poll:?}: {outcome:?}");
+        let (start, before) = (Instant::now(), bench.device().cpu_ns().expect("CPU time"));
+        std::thread::sleep(Duration::from_secs(1));
+        let spent = bench.device().cpu_ns().expect("CPU time")[0] - before[0];
+        shares.push(spent as f64 / start.elapsed().as_nanos() as f64);
+    }
+    bench.finish().unwrap_or_else(|error| panic!("{error}"));
+    // The target is 3 %; other programs' caches make an unoptimised engine on a shared machine dearer.
+    assert!(shares[1] < 0.15 && shares[0] > 2.0 * shares[1], "busy and adaptive: {shares:?}");
 }

@@ -1,6 +1,6 @@
 //! Generator, engine and sink in one process over the memory driver, end to end.
 
-use fairway_bench::pktgen::device::{Bench, memory::MemoryDevice};
+use fairway_bench::pktgen::device::{Bench, Device, memory::MemoryDevice};
 use fairway_bench::pktgen::scenario::{Arrival, Scenario, TrialLimits};
 use fairway_bench::pktgen::trial::Trial;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 fn bench(yaml: &str) -> Bench {
     let scenario = Scenario::parse(Path::new("test.yaml"), yaml).expect("a good scenario");
     let device = MemoryDevice::start(&scenario, None).expect("the engine starts");
-    let mut bench = Bench::new(&scenario, Box::new(device)).expect("enough addresses");
+    let mut bench = Bench::new(&scenario, Box::new(device) as Box<dyn Device>).expect("enough addresses");
     bench.wait_ready().expect("packets come through");
     bench
 }
@@ -55,7 +55,7 @@ streams:
     );
     let scenario = scenario.expect("a good scenario");
     let device = MemoryDevice::start(&scenario, None).expect("the engine starts");
-    bench = Bench::new(&scenario, Box::new(device)).expect("enough addresses");
+    bench = Bench::new(&scenario, Box::new(device) as Box<dyn Device>).expect("enough addresses");
     let outcome = bench.run(&slow(3000), &mut |_| {}).expect("a trial");
     // 10.244.31.1 is in the node's range, and no pod has it.
     assert_eq!((outcome.flows, outcome.flows_with_loss), (10, 3));

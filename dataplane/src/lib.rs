@@ -7,6 +7,8 @@
 
 #[cfg(not(loom))]
 pub mod affinity;
+#[cfg(not(loom))]
+mod chores;
 pub mod clock;
 pub mod conntrack;
 #[cfg(not(loom))]

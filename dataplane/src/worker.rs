@@ -2,9 +2,10 @@
 //!
 //! One loop: take commands (rarely), receive and process each queue, send what processing left, take what
 //! other workers hand over, wake the kernel where it asks, say "quiescent", and now and then a slice of
-//! housekeeping. In steady state it neither allocates, locks, formats nor logs, and its only system calls
+//! housekeeping, or of [`chores`] before sleep. In steady state it neither allocates, locks, formats nor logs, and its only system calls
 //! are ring wake-ups and, with adaptive polling, sleep.
 
+use crate::chores::{self, Chores};
 use crate::clock::{self, Now};
 use crate::counters::Counters;
 use crate::process;
@@ -139,6 +140,7 @@ struct Run {
     now: Now,
     loops: u64,
     idle_since: Option<u64>,
+    chores: Chores,
     /// Queues whose drops in the kernel were taken in, of this second.
     asked: (u32, usize),
 }
@@ -158,10 +160,6 @@ pub struct Ended {
 pub const LOOK_US: u64 = 20;
 /// Idle workers look up at least this often.
 const SLEEP_MS: i32 = 100;
-/// Effort of housekeeping after a sleep.
-const SLEEPERS_EFFORT: u32 = 512;
-/// Queues whose drops in the kernel are asked for after a sleep.
-const SLEEPERS_QUEUES: usize = 32;
 /// Counters are committed, and the clock read, once in so many loops.
 const COMMIT_LOOPS: u64 = 64;
 /// One stage's percentiles are worked out once in so many loops.
@@ -181,6 +179,7 @@ impl Worker {
             now: Now::read(),
             loops: 0,
             idle_since: None,
+            chores: Chores::new((f64::from(SLEEP_MS) * 1e6 * clock::tsc_per_ns()) as u64, clock::tsc()),
             asked: (0, 0),
         };
         self.state.look_every_us(LOOK_US);
@@ -214,7 +213,10 @@ impl Worker {
             }
             self.housekeep(&mut run);
             if received + handed == 0 && start - *run.idle_since.get_or_insert(start) > spin_clocks {
-                self.sleep(&mut run);
+                match run.chores.next(start) {
+                    Some(slice) => self.chore(&mut run, slice),
+                    None => self.sleep(&mut run),
+                }
             }
         };
         self.end(run, close)
@@ -359,19 +361,28 @@ impl Worker {
         }
     }
 
+    /// A slice of what a sleeper's rare loops leave undone; see [`chores`].
+    #[cold]
+    fn chore(&mut self, run: &mut Run, slice: u32) {
+        if slice == 0 {
+            self.state.expire_fragments(run.now, &mut self.cache);
+        }
+        self.state.housekeep(run.now, chores::EFFORT);
+        self.ask_kernel(run, 1);
+        let stage = Stage::ALL[slice as usize % Stage::COUNT];
+        self.stats.set_stage(stage, self.state.stages.summary(stage));
+    }
+
+    /// Sleeps until there may be something to do. What comes before and after is in the first packet's latency.
     fn sleep(&mut self, run: &mut Run) {
         let unsent = run.queues.iter().any(|slot| slot.unsent);
-        self.publish();
+        self.state.counters.commit(&self.stats);
         let Worker { sleeper, handoff_in, mailbox, .. } = self;
         sleeper.sleep(if unsent { 1 } else { SLEEP_MS }, || {
             !mailbox.commands.is_empty() || handoff_in.iter_mut().flatten().any(|ring| ring.available() > 0)
         });
         self.state.counters.add(Counter::Sleeps, 1);
         run.now = Now::read();
-        self.state.expire_fragments(run.now, &mut self.cache);
-        // Loops are rare now, and time is plenty.
-        self.state.housekeep(run.now, SLEEPERS_EFFORT);
-        self.ask_kernel(run, SLEEPERS_QUEUES);
         run.idle_since = None;
     }
 

@@ -2,6 +2,7 @@
 
 use crate::pktgen::cost::{self, CostArgs};
 use crate::pktgen::device::DeviceError;
+use crate::pktgen::idle::{self, IdleArgs};
 use crate::pktgen::page::{self, ReportArgs};
 use crate::pktgen::peers::{self, PeersArgs};
 use crate::pktgen::rfc2544::command::{self as rfc2544, Rfc2544Args};
@@ -28,6 +29,8 @@ enum Command {
     Peers(PeersArgs),
     /// Nanoseconds per packet in the engine alone, by flows, Services and cores
     Cost(CostArgs),
+    /// What adaptive polling takes when idle, and adds to the first packet after that (root)
+    Idle(IdleArgs),
     /// Make one HTML page of collected figures
     Report(ReportArgs),
 }
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Rfc2544(args) => rfc2544::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Cost(args) => cost::run(&args),
+        Command::Idle(args) => idle::run(&args),
         Command::Report(args) => page::run(&args),
     };
     match result {

@@ -8,9 +8,7 @@ use crate::pktgen::rfc2544::bench::{Benchmark, Config, SizeResult};
 use crate::pktgen::rfc2544::command::Method;
 use crate::pktgen::rfc2544::stats::Sample;
 use crate::pktgen::run::{DeviceName, start, warn_of_company};
-use crate::pktgen::scenario::{
-    Arrival, Frames, Order, Protocol, Scenario, Sizes, Stream, TableSizes, TrialLimits,
-};
+use crate::pktgen::scenario::{Frames, Scenario, Sizes, TableSizes, TrialLimits};
 use crate::pktgen::sessions::{self, Sessions};
 use fairway_tests::report::{Figure, Report};
 use serde_json::json;
@@ -64,26 +62,10 @@ struct Round {
 type Results = BTreeMap<(PathName, &'static str), Vec<Round>>;
 
 fn scenario(args: &PeersArgs, path: PathName) -> Scenario {
-    let stream = Stream {
-        path,
-        weight: 1,
-        protocol: Protocol::Udp,
-        flows: args.flows,
-        order: Order::Random,
-        sources: None,
-        destinations: None,
-        source_ports: None,
-        destination_ports: None,
-    };
     Scenario {
-        name: path.name().to_owned(),
-        seed: 1,
-        streams: vec![stream],
         frames: Frames { size_bytes: Sizes::One(args.size_bytes) },
-        arrival: Arrival::LineRate,
         tables: TableSizes { services: args.services, ..TableSizes::default() },
-        trial: TrialLimits::default(),
-        sessions: None,
+        ..Scenario::plain(path, args.flows)
     }
 }
 

@@ -313,6 +313,31 @@ impl Checks<'_> {
 }
 
 impl Scenario {
+    /// One UDP stream of so many flows by one path, 64 bytes, at line rate.
+    pub fn plain(path: PathName, flows: u32) -> Scenario {
+        let stream = Stream {
+            path,
+            weight: 1,
+            protocol: Protocol::Udp,
+            flows,
+            order: Order::Random,
+            sources: None,
+            destinations: None,
+            source_ports: None,
+            destination_ports: None,
+        };
+        Scenario {
+            name: path.name().to_owned(),
+            seed: 1,
+            streams: vec![stream],
+            frames: Frames::default(),
+            arrival: Arrival::LineRate,
+            tables: TableSizes::default(),
+            trial: TrialLimits::default(),
+            sessions: None,
+        }
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use super::ground::{Ground, NAMESPACE, SERVER, SERVICES};
 use super::{Device, DeviceError};
 use crate::pktgen::cores::cores;
+use crate::pktgen::cpu;
 use crate::pktgen::paths::{BACKEND_PORT, SERVICE_PORT, Site};
 use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::Ends;
@@ -22,6 +23,26 @@ const READY: Duration = Duration::from_secs(60);
 pub struct FairwayDevice {
     ground: Ground,
     editor: Option<Editor>,
+    flows: u32,
+}
+
+/// How the engine's worker waits for packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// It spins.
+    Busy,
+    /// It sleeps after some microseconds.
+    Adaptive,
+}
+
+impl Poll {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Poll::Busy => "busy",
+            Poll::Adaptive => "adaptive",
+        }
+    }
 }
 
 impl FairwayDevice {
@@ -36,35 +57,87 @@ impl FairwayDevice {
             return Err(DeviceError::Unfit { device: "fairway", why });
         }
         let flows: u32 = scenario.streams.iter().map(|stream| stream.flows).sum();
-        let mut ground = Ground::new(tables.services)?;
-        write_services(ground.testbed().manifests(), 0..tables.services, tables.backends)?;
-        let (_, core) = cores();
-        let core = core.map_or("0".to_owned(), |core| core.id.to_string());
-        let (flow_count, connections) =
-            (flows.max(262_144).to_string(), (flows + flows / 8).max(1_000_000).to_string());
-        let node = ground.testbed().node_mut(0);
-        node.start_control()?;
-        node.start_dataplane(&[
-            "--cores",
-            &core,
-            "--poll",
-            "busy",
-            "--flows",
-            &flow_count,
-            "--connections",
-            &connections,
-        ])?;
+        let ground = Ground::new(tables.services)?;
+        let mut device = FairwayDevice { ground, editor: None, flows };
+        device.start_programs(tables)?;
+        device.ground.open_ends()?;
+        let manifests = device.ground.testbed().manifests();
+        device.editor = (tables.changes_per_s > 0).then(|| Editor::start(manifests, *tables));
+        Ok(device)
+    }
+
+    /// The same with so many pod ports in all, of which all but the generator's and the sink's are idle.
+    ///
+    /// # Errors
+    /// If a program is missing or does not start.
+    pub fn with_pods(scenario: &Scenario, pods: u16) -> Result<FairwayDevice, DeviceError> {
+        let flows: u32 = scenario.streams.iter().map(|stream| stream.flows).sum();
+        let mut ground = Ground::new(scenario.tables.services)?;
+        (2..pods).try_for_each(|n| ground.add_idle_pod(n))?;
+        let mut device = FairwayDevice { ground, editor: None, flows };
+        device.start_programs(&scenario.tables)?;
+        device.ground.open_ends()?;
+        Ok(device)
+    }
+
+    fn start_programs(&mut self, tables: &TableSizes) -> Result<(), DeviceError> {
+        write_services(self.ground.testbed().manifests(), 0..tables.services, tables.backends)?;
+        self.ground.testbed().node_mut(0).start_control()?;
+        self.start_engine(Poll::Busy)?;
         let gateway: Ipv4Addr = GATEWAY_IP.as_v4().unwrap_or_default().into();
-        ground.testbed().wait("both pods reach their gateway", READY, |testbed| {
+        self.ground.testbed().wait("all pods reach their gateway", READY, |testbed| {
             testbed.pods().iter().try_for_each(|pod| match ping(pod.netns(), gateway, 1, 84) {
                 Ok(summary) if summary.complete() => Ok(()),
                 Ok(summary) => Err(summary.output),
                 Err(error) => Err(error.to_string()),
             })
         })?;
-        ground.open_ends()?;
-        let editor = (tables.changes_per_s > 0).then(|| Editor::start(ground.testbed().manifests(), *tables));
-        Ok(FairwayDevice { ground, editor })
+        Ok(())
+    }
+
+    fn start_engine(&mut self, poll: Poll) -> Result<(), DeviceError> {
+        let (_, core) = cores();
+        let core = core.map_or("0".to_owned(), |core| core.id.to_string());
+        let flows = self.flows.max(262_144).to_string();
+        let connections = (self.flows + self.flows / 8).max(1_000_000).to_string();
+        let args =
+            ["--cores", &core, "--poll", poll.name(), "--flows", &flows, "--connections", &connections];
+        Ok(self.ground.testbed().node_mut(0).start_dataplane(&args)?)
+    }
+
+    /// Ends the engine, which checks its invariants, and starts it anew with another way of waiting.
+    ///
+    /// # Errors
+    /// If it ends otherwise than in order, or does not start.
+    pub fn set_poll(&mut self, poll: Poll) -> Result<(), DeviceError> {
+        self.ground.testbed().node_mut(0).stop_dataplane()?;
+        self.start_engine(poll)
+    }
+
+    /// Packets that the engine has received so far; those that the kernel forwards in its absence are not among them.
+    ///
+    /// # Errors
+    /// If control does not answer.
+    pub fn rx_packets(&mut self) -> Result<u64, DeviceError> {
+        let counters = self.ground.testbed().nodes()[0].ask(&["counters"])?;
+        Ok(counters["counters"]["rx-packets"].as_u64().unwrap_or(0))
+    }
+
+    /// CPU time of the engine's process and of control's so far, in nanoseconds.
+    ///
+    /// # Errors
+    /// If one of them has ended.
+    pub fn cpu_ns(&mut self) -> Result<[u64; 2], DeviceError> {
+        let node = self.ground.testbed().node_mut(0);
+        let pids =
+            [node.dataplane().map(|process| process.pid()), node.control().map(|process| process.pid())];
+        let mut spent = [0; 2];
+        for (ns, pid) in spent.iter_mut().zip(pids) {
+            let gone = || std::io::Error::other("it has ended");
+            let read = pid.ok_or_else(gone).and_then(cpu::of_process);
+            *ns = read.map_err(DeviceError::io("read a process's CPU time"))?;
+        }
+        Ok(spent)
     }
 }
 

@@ -36,6 +36,8 @@ pub const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 10);
 const REMOTE_PODS: u32 = 200;
 /// First Service address.
 pub const SERVICES: u32 = 0x0a60_000a; // 10.96.0.10
+/// Most pods of the device's node.
+pub const MAX_PODS: u16 = 250;
 const DEVICE: &str = "eth0";
 const FRAMES: u32 = 16_384;
 const VXLAN_PORT: u16 = 4789;
@@ -69,6 +71,19 @@ impl Ground {
             ground.node().ip(["link", "set", "dev", &veth, "address", &mac])?;
         }
         Ok(ground)
+    }
+
+    /// Adds pod number `n`, from 2 and below [`MAX_PODS`], whose port stays idle.
+    ///
+    /// # Errors
+    /// If its namespace cannot be made.
+    pub fn add_idle_pod(&mut self, n: u16) -> Result<(), DeviceError> {
+        let [a, b, c, client] = CLIENT.octets();
+        // Around the client's address and the server's, which follow one another.
+        let host = n.min(MAX_PODS - 1) as u8;
+        let ip = Ipv4Addr::new(a, b, c, if host < client { host } else { host + 2 });
+        self.testbed.add_pod(0, NAMESPACE, &format!("idle-{n}"), ip)?;
+        Ok(())
     }
 
     /// Opens the generator's and the sinks' sockets. From then on the server's pod answers nothing itself.

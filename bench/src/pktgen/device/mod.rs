@@ -37,9 +37,9 @@ use fairway_pmd::steering::SteeringError;
 use std::time::{Duration, Instant};
 
 /// How long a device may take until packets of all paths come through.
-const READY: Duration = Duration::from_secs(30);
+pub const READY: Duration = Duration::from_secs(30);
 /// Packets of one attempt to get through.
-const PROBES: u32 = 256;
+pub const PROBES: u32 = 256;
 
 /// Why a device could not be measured.
 #[derive(Debug, thiserror::Error)]
@@ -147,19 +147,19 @@ pub trait Device {
 }
 
 /// A device with generator and sink for one scenario.
-pub struct Bench {
-    device: Box<dyn Device>,
+pub struct Bench<D: Device + ?Sized = dyn Device> {
+    device: Box<D>,
     generator: Generator,
     sink: Sink,
     limits: TrialLimits,
 }
 
-impl Bench {
+impl<D: Device + ?Sized> Bench<D> {
     /// Plans the scenario at the device's site.
     ///
     /// # Errors
     /// If the scenario has more flows than the site has addresses.
-    pub fn new(scenario: &Scenario, device: Box<dyn Device>) -> Result<Bench, DeviceError> {
+    pub fn new(scenario: &Scenario, device: Box<D>) -> Result<Bench<D>, DeviceError> {
         let plan = Plan::new(scenario, &device.site())?;
         let sink = Sink::new(plan.flows, clock::tsc_per_ns());
         Ok(Bench { device, generator: Generator::new(scenario, plan), sink, limits: scenario.trial })
@@ -177,6 +177,11 @@ impl Bench {
         self.generator.continue_from(trial);
         self.limits = scenario.trial;
         Ok(())
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// The device's name.
