@@ -2,6 +2,7 @@
 
 use crate::pktgen::cost::{self, CostArgs};
 use crate::pktgen::device::DeviceError;
+use crate::pktgen::handoff::{self, HandoffArgs};
 use crate::pktgen::idle::{self, IdleArgs};
 use crate::pktgen::page::{self, ReportArgs};
 use crate::pktgen::peers::{self, PeersArgs};
@@ -29,6 +30,8 @@ enum Command {
     Peers(PeersArgs),
     /// Nanoseconds per packet in the engine alone, by flows, Services and cores
     Cost(CostArgs),
+    /// What a packet costs more whose output port belongs to another worker
+    Handoff(HandoffArgs),
     /// What adaptive polling takes when idle, and adds to the first packet after that (root)
     Idle(IdleArgs),
     /// Make one HTML page of collected figures
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Rfc2544(args) => rfc2544::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Cost(args) => cost::run(&args),
+        Command::Handoff(args) => handoff::run(&args),
         Command::Idle(args) => idle::run(&args),
         Command::Report(args) => page::run(&args),
     };

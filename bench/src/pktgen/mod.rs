@@ -12,7 +12,7 @@
 //! | [`device`] | devices under test |
 //! | [`rfc2544`] | search, statistics, and the benchmarks made of trials |
 //! | [`peers`], [`cost`] | the comparison with others; the engine alone |
-//! | [`idle`] | adaptive polling while nothing happens |
+//! | [`handoff`], [`idle`] | packets between workers; adaptive polling while nothing happens |
 //! | [`page`], [`chart`] | one HTML page of figures, with plots |
 //! | [`cli`], [`run`] | the command line, one file per subcommand |
 //!
@@ -27,6 +27,7 @@ pub mod cpu;
 pub mod device;
 pub mod frame;
 pub mod generator;
+pub mod handoff;
 pub mod idle;
 pub mod page;
 pub mod paths;
