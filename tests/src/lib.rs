@@ -16,7 +16,7 @@
 //! | [`bird`] | real BIRD daemons |
 //! | [`matrix`] | every path of a packet in every mode, checked by captures |
 //! | [`vpc`] | a cloud's network with ENIs |
-//! | [`ping`], [`snmp`] | what the kernel's own tools and counters say |
+//! | [`ping`], [`traceroute`], [`snmp`] | what the kernel's own tools and counters say |
 //! | [`pod`] | what runs inside a pod: `fairway-pod` |
 //! | [`gate`] | whether an end-to-end test may run, and whether it runs alone |
 //! | [`kube`] | the real etcd, kube-apiserver and kube-proxy |
@@ -44,6 +44,7 @@ pub mod snmp;
 pub mod station;
 pub mod sys;
 pub mod testbed;
+pub mod traceroute;
 pub mod vectors;
 pub mod vpc;
 

@@ -45,7 +45,7 @@ fn linux_ipip_is_a_node_like_others() {
     enlarge_pods(&cluster);
     let url = format!("http://{}:{POD_PORT}", web_1.ip());
     learn_mtu_by_tcp(&cluster, station.netns(), &url, web_1.netns(), pod_ip, PATH_MTU);
-    ping_around_the_edge(client.netns(), pod_ip, PATH_MTU, "10.244.1.1");
+    ping_around_the_edge(client.netns(), pod_ip, PATH_MTU, Ipv4Addr::new(10, 244, 1, 1));
 
     // TCP, and UDP of 1, 1,472 and 65,000 bytes, from either side.
     let ways = [(client.netns(), pod_ip), (station.netns(), web_1.ip())];

@@ -6,10 +6,15 @@ mod common;
 use common::Cluster;
 use common::pools::ip_pool;
 use common::ways::{enlarge_pods, learn_mtu_by_tcp, one_ping, ping_around_the_edge, wait_for_way};
+use fairway_tests::dual_stack::ipv6_of;
 use fairway_tests::gate;
 use fairway_tests::pod::client::{Summary, now_us};
+use fairway_tests::testbed::POD_PORT;
 use std::net::Ipv4Addr;
 use std::time::Duration;
+
+/// The first node among its pods.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 
 #[test]
 fn the_mtu_of_the_path_is_found_by_the_engines_errors_alone() {
@@ -18,7 +23,7 @@ fn the_mtu_of_the_path_is_found_by_the_engines_errors_alone() {
     }
     let _alone = gate::alone();
     for (mode, encapsulation, mtu) in [("vxlanMode", "vxlan", 1450), ("ipipMode", "ipip", 1480)] {
-        let mut cluster = Cluster::start(1);
+        let mut cluster = Cluster::start_dual_stack();
         cluster.testbed.manifests().write("pool", &ip_pool(&format!("  {mode}: Always\n"))).expect("pool");
         wait_for_way(&mut cluster, 0, "10.244.2.0/24", "tunnel", Some(encapsulation));
         wait_for_way(&mut cluster, 1, "10.244.1.0/24", "tunnel", Some(encapsulation));
@@ -28,7 +33,12 @@ fn the_mtu_of_the_path_is_found_by_the_engines_errors_alone() {
         let pod = |name: &str| cluster.testbed.pod(cluster.pod(name));
         let (client, server) = (pod("client"), pod("web-2"));
         learn_mtu_by_tcp(&cluster, client.netns(), &cluster.url(""), server.netns(), client.ip(), mtu);
-        ping_around_the_edge(client.netns(), pod("web-3").ip(), mtu, "10.244.1.1");
+        ping_around_the_edge(client.netns(), pod("web-3").ip(), mtu, ROUTER);
+        // IPv6, which is in no pool, goes by VXLAN.
+        let [back, web_2, web_3] = ["client", "web-2", "web-3"].map(|name| ipv6_of(pod(name).ip()));
+        let url = format!("http://[{web_2}]:{POD_PORT}");
+        learn_mtu_by_tcp(&cluster, client.netns(), &url, server.netns(), back, 1450);
+        ping_around_the_edge(client.netns(), web_3, 1450, ipv6_of(ROUTER));
         cluster.stop_and_check_invariants();
     }
 }

@@ -48,9 +48,20 @@ impl Cluster {
         cluster
     }
 
+    /// The same with addresses of both families.
+    pub(crate) fn start_dual_stack() -> Cluster {
+        let mut cluster = Cluster::build_with(Options { dual_stack: true, ..Options::default() });
+        cluster.testbed.start_nodes(1).expect("start the nodes");
+        cluster.wait_for_gateways();
+        cluster
+    }
+
     /// Builds it without starting Fairway.
     pub(crate) fn build(workers: u8) -> Cluster {
-        let options = Options { uplink_queues: workers, ..Options::default() };
+        Cluster::build_with(Options { uplink_queues: workers, ..Options::default() })
+    }
+
+    pub(crate) fn build_with(options: Options) -> Cluster {
         let mut testbed = Testbed::new(options).expect("testbed");
         let mut pod = |node: usize, name: &str, last: u8| {
             let ip = Ipv4Addr::new(10, 244, node as u8 + 1, last);

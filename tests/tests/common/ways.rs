@@ -3,13 +3,14 @@
 
 use super::Cluster;
 use fairway_control::names;
+use fairway_tests::Testbed;
 use fairway_tests::capture::by_encapsulation;
 use fairway_tests::netns::Netns;
 use fairway_tests::pod::client::Summary;
 use fairway_tests::pod::udp::UdpSummary;
 use fairway_tests::station::{Peer, Station};
 use fairway_tests::testbed::POD_PORT;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(30);
@@ -80,6 +81,33 @@ pub(crate) fn exercise_and_capture(
     assert!(counts[wire] > 4000, "{name}: {counts:?}");
 }
 
+/// Waits until the first node's status names something in these words, all in one place.
+pub(crate) fn wait_until_named(testbed: &mut Testbed, words: &[&str]) {
+    let waited = testbed.wait(&format!("status names {words:?}"), READY, |testbed| {
+        let status = testbed.nodes()[0].ask(&["status"]).map_err(|e| e.to_string())?;
+        let lists = [&status["pending"], &status["manifests"]["errors"], &status["errors"]];
+        let all: Vec<String> =
+            lists.iter().filter_map(|l| l.as_array()).flatten().map(ToString::to_string).collect();
+        let named = all.iter().any(|entry| words.iter().all(|word| entry.contains(word)));
+        if named { Ok(()) } else { Err(all.join("\n")) }
+    });
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// A download, byte-exact, or what went wrong.
+pub(crate) fn download(
+    testbed: &Testbed,
+    from: &Netns,
+    to: SocketAddr,
+    timeout_ms: &str,
+) -> Result<(), String> {
+    let url = format!("http://{to}/bytes/500000");
+    let args = ["get", url.as_str(), "--no-keepalive", "--verify-bytes", "--timeout-ms", timeout_ms];
+    let summary: Summary = testbed.client(from, &args, Duration::from_secs(60)).map_err(|e| e.to_string())?;
+    let right = summary.failures == 0 && summary.byte_exact == Some(true);
+    if right { Ok(()) } else { Err(format!("{to}: {:?}", summary.errors)) }
+}
+
 /// What a station's Node object says, with the annotations of Calico and Flannel.
 pub(crate) fn node_of_station(station: &Station, pod_cidr: &str, vtep_mac: &str) -> String {
     let ip = station.ip();
@@ -113,34 +141,58 @@ pub(crate) fn enlarge_pods(cluster: &Cluster) {
 }
 
 /// What `ping` says about one echo request with these options.
-pub(crate) fn one_ping(netns: &Netns, options: &[&str], target: Ipv4Addr) -> String {
-    let target = target.to_string();
+pub(crate) fn one_ping(netns: &Netns, options: &[&str], target: impl Into<IpAddr>) -> String {
+    let target = target.into().to_string();
     let mut args = vec!["-n", "-c", "1", "-W", "2"];
     args.extend(options);
     args.push(&target);
-    netns.run("ping", &args, Duration::from_secs(10)).expect("ping runs").stdout
+    let output = netns.run("ping", &args, Duration::from_secs(10)).expect("ping runs");
+    output.stdout + &output.stderr
 }
 
 /// Pings with IP packets of every size around a path's MTU: not to be fragmented, which tells the largest that passes,
 /// and else, where each passes in as many parts as it takes. The pod must not have learned anything of this path yet.
-pub(crate) fn ping_around_the_edge(netns: &Netns, target: Ipv4Addr, path_mtu: u32, told_by: &str) {
+pub(crate) fn ping_around_the_edge(
+    netns: &Netns,
+    target: impl Into<IpAddr>,
+    path_mtu: u32,
+    told_by: impl Into<IpAddr>,
+) {
+    let (target, told_by) = (target.into(), told_by.into());
+    let (header, fragment_header) = if target.is_ipv4() { (20, 0) } else { (40, 8) };
     let ping = |whether: &str, bytes: u32| {
-        one_ping(netns, &["-M", whether, "-s", &(bytes - 28).to_string()], target)
+        one_ping(netns, &["-M", whether, "-s", &(bytes - header - 8).to_string()], target)
     };
     for bytes in path_mtu - 2..=path_mtu {
         let said = ping("do", bytes);
         assert!(said.contains("1 received"), "{bytes} bytes: {said}");
     }
-    // Fragments have 20 bytes of header each, and are multiples of 8.
-    for edge in [path_mtu, 1500, 2 * path_mtu - 20] {
+    let one_too_many = || {
+        let said = ping("do", path_mtu + 1);
+        let told = if target.is_ipv4() {
+            format!("Frag needed and DF set (mtu = {path_mtu})")
+        } else {
+            format!("Packet too big: mtu={path_mtu}")
+        };
+        assert!(said.contains(&told), "{said}");
+        assert!(said.contains(&format!("From {told_by} ")), "who speaks: {said}");
+    };
+    // Packets of IPv6 are fragmented by their sender alone, who has to be told first; so has who answers.
+    if !target.is_ipv4() {
+        one_too_many();
+        ping("dont", path_mtu + 1);
+    }
+    // All fragments but the last are multiples of 8 beside their headers.
+    let room = path_mtu - header - fragment_header;
+    for edge in [path_mtu, 1500, header + (room & !7) + room] {
         for bytes in edge - 9..=edge + 9 {
             let said = ping("dont", bytes);
             assert!(said.contains("1 received"), "{bytes} bytes, to be fragmented: {said}");
         }
     }
-    let said = ping("do", path_mtu + 1);
-    assert!(said.contains(&format!("Frag needed and DF set (mtu = {path_mtu})")), "{said}");
-    assert!(said.contains(&format!("From {told_by} ")), "who speaks: {said}");
+    if target.is_ipv4() {
+        one_too_many();
+    }
 }
 
 /// Downloads 8 MB from `server` and has its pod find the path's MTU by ICMP errors alone. Pods must be
@@ -150,11 +202,12 @@ pub(crate) fn learn_mtu_by_tcp(
     client: &Netns,
     url: &str,
     server: &Netns,
-    back: Ipv4Addr,
+    back: impl Into<IpAddr>,
     mtu: u32,
 ) {
     const BYTES: u64 = 8_000_000;
-    let route = || server.ip(["route", "get", &back.to_string()]).expect("route");
+    let back = back.into().to_string();
+    let route = || server.ip(["route", "get", &back]).expect("route");
     let learnt = format!("mtu {mtu}");
     assert!(!route().contains(&learnt), "{}", route());
     let url = format!("{url}/bytes/{BYTES}");
