@@ -9,7 +9,7 @@ use fairway_control::index::{KernelEvent, KernelRoute, Place};
 use fairway_control::kernel::Update;
 use fairway_control::masquerade::{NatOptions, SnatPorts};
 use fairway_control::names::GATEWAY_IP;
-use fairway_tables::{Capacities, Ip, Mac, NextHopKind, Tables};
+use fairway_tables::{Capacities, Ip, Mac, NextHopKind, PortId, Tables};
 use std::path::Path;
 
 const ROUTER: Ip = Ip::v4([192, 0, 2, 254]);
@@ -102,6 +102,27 @@ fn the_way_out_follows_the_kernels_default_route_and_only_out_of_the_uplink() {
     assert_eq!(way(&core, OUTSIDE).0, NextHopKind::Host, "another device is the stack's business");
     core.take(vec![], vec![gone(100, ROUTER)]);
     assert_eq!(way(&core, OUTSIDE).0, NextHopKind::Host);
+}
+
+#[test]
+fn the_engine_is_told_what_the_stack_delivers_out_of_the_uplink() {
+    let mut core = core(NatOptions::default(), &pool(""));
+    let by = |core: &Core, to: Ip| {
+        let hop = core.publisher().view().route(to).expect("a route");
+        (hop.kind(), hop.port)
+    };
+    let by_the_stack = |port| (Some(NextHopKind::Host), port);
+    let on_link = |prefix: &str, ifindex| {
+        let route = KernelRoute::direct(ifindex);
+        Update::Event(KernelEvent::Route(prefix.parse().unwrap(), 0, route, Place::Last))
+    };
+    core.take(vec![], vec![on_link("192.0.2.0/24", 2), on_link("198.51.100.0/24", 9)]);
+    let station = Ip::v4([192, 0, 2, 77]);
+    assert_eq!(by(&core, station), by_the_stack(PortId(0)), "on the uplink's link");
+    assert_eq!(by(&core, Ip::v4([192, 0, 2, 1])), by_the_stack(PortId::NONE), "the node's own address");
+    assert_eq!(by(&core, OUTSIDE), by_the_stack(PortId(0)), "the kernel's default route leads there");
+    core.take(vec![], vec![default_route(ROUTER, 10, 9)]);
+    assert_eq!(by(&core, OUTSIDE), by_the_stack(PortId::NONE));
 }
 
 #[test]

@@ -168,6 +168,36 @@ fn a_pod_with_a_nic_of_its_own_meets_services_with_the_nodes_address() {
 }
 
 #[test]
+fn a_pod_with_a_nic_of_its_own_reaches_far_backends_by_the_stack_where_nobody_else_is_masqueraded() {
+    let mut world = world();
+    world.open_outside();
+    world.apply(Op::SetMasquerade(Box::new(Masquerade::new(0, &[]).unwrap())));
+    let everything = Prefix::new(Ip::v4([0; 4]), 0).unwrap();
+    let by_the_stack = NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, addr::UPLINK);
+    world.apply(Op::SetRoute(everything, by_the_stack));
+    let endpoint =
+        Endpoint { uplink: Endpoint::OWN_NIC, ..Endpoint::new(addr::pod_port(4), addr::pod_mac(4)) };
+    world.apply(Op::SetEndpoint(Ip::v4(addr::pod(4)), endpoint));
+    world.set_service(VIP, 80, proto::UDP, 1, &[(OUTSIDE, 8080)]);
+    let (port, out) = world.send(addr::pod_port(4), &addr::from_pod(4, VIP).udp(1000, 80, b"ask")).unwrap();
+    let asked = look(&out);
+    assert_eq!((port, asked.src, asked.dst), (addr::HOST, addr::NODE, OUTSIDE));
+    let back = packet::Headers {
+        dst_mac: addr::UPLINK_MAC,
+        src_mac: addr::EXIT_MAC,
+        src: OUTSIDE,
+        dst: addr::NODE,
+        ttl: 60,
+    };
+    let (port, out) = world.send(addr::UPLINK, &back.udp(8080, asked.sport, b"answer")).unwrap();
+    assert_eq!((port, look(&out).src, look(&out).dst), (addr::pod_port(4), VIP, addr::pod(4)));
+    // Other pods keep their address, as they are told.
+    let (port, out) = world.send(addr::pod_port(3), &addr::from_pod(3, OUTSIDE).udp(1, 2, b"")).unwrap();
+    assert_eq!((port, look(&out).src), (addr::HOST, addr::pod(3)));
+    world.finish();
+}
+
+#[test]
 fn an_address_is_taken_from_its_own_uplink_only() {
     let mut world = world();
     let from = |n: u16, pod| {

@@ -9,7 +9,9 @@ use fairway_dataplane::conntrack::{Conntrack, Direction, Timeouts, Tuple};
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
 use fairway_dataplane::wire::proto;
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, Ip, Masquerade, Op, Service, ServiceKey};
+use fairway_tables::{
+    DropReason, Ip, Masquerade, NextHop, NextHopKind, Op, PortId, Prefix, Service, ServiceKey,
+};
 
 const FAMILIES: [bool; 2] = [true, false];
 
@@ -152,6 +154,38 @@ fn pods_reach_stations_outside_with_the_nodes_address() {
         // Another pod with the same port is told from it.
         let other = tuple(pod(1, is_v4), 40_000, outside(1, is_v4), 443, protocol);
         assert_ne!(exchange(&mut world, Place::Pod(1), &other, Place::Wire), leaves);
+        world.finish();
+    }
+}
+
+#[test]
+fn stations_on_the_uplinks_link_see_the_nodes_address_and_answer_to_it() {
+    for is_v4 in FAMILIES {
+        let mut world = world();
+        // The stack delivers to them, since it alone knows their Ethernet addresses.
+        let link = Prefix::new(outside(0, is_v4), if is_v4 { 24 } else { 64 }).unwrap();
+        let by_the_stack = |port| NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, port);
+        world.apply(Op::SetRoute(link, by_the_stack(addr::UPLINK)));
+        let key = ServiceKey::new(vip(1, is_v4), 80, proto::TCP);
+        world.set_service_at(key, 1, &[(outside(1, is_v4), 8080)]);
+        let clients = [(Place::Pod(0), pod(0, is_v4)), (Place::Host, router(is_v4))];
+        let direct = (clients[0], outside(1, is_v4), 8080, 40_000);
+        for ((client, src), dst, port, sport) in
+            [direct, (clients[0], key.ip, 80, 40_001), (clients[1], key.ip, 80, 40_002)]
+        {
+            let arrives = tuple(src, sport, dst, port, proto::TCP);
+            let (place, leaves) = send(&mut world, client, &arrives, Step::Open).expect("forwarded");
+            assert_eq!((place, leaves.src), (Place::Host, node(is_v4)), "{arrives:?}");
+            assert_eq!((leaves.dst, leaves.dport), (outside(1, is_v4), 8080));
+            assert!(is_given(leaves.sport), "a port that comes back to the engine");
+            let answer = send(&mut world, Place::Wire, &leaves.reversed(), Step::Answer);
+            assert_eq!(answer, Some((client, arrives.reversed())));
+            assert_eq!(send(&mut world, client, &arrives, Step::More), Some((Place::Host, leaves)));
+        }
+        // What the stack delivers elsewhere keeps the pod's address.
+        world.apply(Op::SetRoute(link, by_the_stack(PortId::NONE)));
+        let arrives = tuple(pod(1, is_v4), 40_003, outside(2, is_v4), 8080, proto::TCP);
+        assert_eq!(send(&mut world, Place::Pod(1), &arrives, Step::Open), Some((Place::Host, arrives)));
         world.finish();
     }
 }

@@ -136,7 +136,8 @@ pub enum NextHopKind {
     /// Send through `port` to the neighbour `addr` (or to the destination itself where `addr` is
     /// unspecified), without encapsulation.
     Gateway,
-    /// Hand to the node's own network stack through the host port.
+    /// Hand to the node's own network stack through the host port. It is for that, or the stack delivers it somewhere; where
+    /// it does so out of an uplink without further ado, `port` is that one.
     Host,
     /// Drop, counted.
     Blackhole,

@@ -72,10 +72,19 @@ impl Station {
         self.pod_ip
     }
 
-    /// Starts the server that pods run, and waits until it listens on [`POD_PORT`].
+    /// Starts the server that pods run, and waits until it listens on [`POD_PORT`] of the pod's address.
     pub fn start_server(&mut self) -> Result<()> {
+        self.serve(&self.pod_ip.to_string())
+    }
+
+    /// The same with the server at all of the station's addresses, of both families.
+    pub fn serve_at_all_addresses(&mut self) -> Result<()> {
+        self.serve("[::]")
+    }
+
+    fn serve(&mut self, at: &str) -> Result<()> {
         let mut command = self.netns.command(program(&bin_dir()?, "fairway-pod")?);
-        let listen = format!("{}:{POD_PORT}", self.pod_ip);
+        let listen = format!("{at}:{POD_PORT}");
         command.args(["serve", "--listen", &listen, "--name", "station"]);
         let log = self.dir.join(format!("server-{}.log", self.netns.name()));
         let mut server = Process::spawn("server on the station", command, &log, true)?;

@@ -99,11 +99,11 @@ impl Index {
         out.insert(Key::Settings, Value::Settings(settings));
         for cidr in &node.pod_cidrs {
             out.insert(Key::Route(*cidr), route(NextHopKind::Local, Ip::UNSPECIFIED));
-            // What no other route matches is the kernel's to forward,
-            out.insert(
-                Key::Route(everything(cidr.addr().is_v4())),
-                route(NextHopKind::Host, Ip::UNSPECIFIED),
-            );
+            // What no other route matches is the kernel's to forward, maybe out of the uplink,
+            let is_v4 = cidr.addr().is_v4();
+            let port = self.default_hop(is_v4).map_or(PortId::NONE, |_| UPLINK_PORT);
+            let host = NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, port);
+            out.insert(Key::Route(everything(is_v4)), Value::Route(host));
         }
         // unless the engine knows the gateway, and translates.
         self.compile_masquerade(node, &mut out);

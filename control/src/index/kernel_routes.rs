@@ -109,14 +109,18 @@ impl Index {
     }
 
     /// Out of an uplink the engine sends itself, if it can know to whom: to a gateway, or to the one station of a host
-    /// prefix. All else is the kernel's to deliver.
+    /// prefix. All else is the kernel's to deliver; of a subnet on the uplink's link the engine is told, since its stations
+    /// know no more of pods than those behind a gateway.
     fn next_hop(&self, prefix: Prefix, hop: &Hop) -> NextHop {
         let is_host = prefix == Prefix::host(prefix.addr());
         match self.uplink_port(hop.ifindex) {
             Some(port) if hop.gateway.is_some() || is_host => {
                 NextHop::new(NextHopKind::Gateway, hop.gateway.unwrap_or(Ip::UNSPECIFIED), port)
             }
-            _ => NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, PortId::NONE),
+            _ => {
+                let port = if self.uplink == Some(hop.ifindex) { UPLINK_PORT } else { PortId::NONE };
+                NextHop::new(NextHopKind::Host, Ip::UNSPECIFIED, port)
+            }
         }
     }
 

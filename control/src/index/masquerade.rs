@@ -4,6 +4,7 @@
 use super::Index;
 use super::compile::{Contribution, UPLINK_PORT};
 use super::pools::underlay_of;
+use super::routes::Hop;
 use crate::masquerade::link_local;
 use crate::model::{Key, Value};
 use crate::names;
@@ -77,8 +78,13 @@ impl Index {
     /// are translated.
     pub(super) fn exit(&self, is_v4: bool) -> Option<Ip> {
         let node = self.nodes.get(&self.config.node)?;
+        self.default_hop(is_v4)?.gateway.filter(|_| self.masquerades(node, is_v4))
+    }
+
+    /// The kernel's default route, if it leads out of the uplink.
+    pub(super) fn default_hop(&self, is_v4: bool) -> Option<Hop> {
         let best = self.facts.routes.of(everything(is_v4)).next()?.hops.first()?;
-        best.gateway.filter(|_| Some(best.ifindex) == self.uplink && self.masquerades(node, is_v4))
+        Some(*best).filter(|best| Some(best.ifindex) == self.uplink)
     }
 
     pub(super) fn pending_masquerade(&self, push: &mut impl FnMut(String, String)) {

@@ -6,7 +6,7 @@
 use crate::conntrack::Tuple;
 use crate::parse::Ingress;
 use crate::wire::proto;
-use fairway_tables::{DropReason, Ip, NextHopKind, PortKind, Settings, View};
+use fairway_tables::{DropReason, Ip, NextHopKind, PortId, PortKind, Settings, View};
 
 /// Ports tried for one connection, at most: as many as the kernel's NAT tries.
 const ATTEMPTS: u16 = 128;
@@ -131,11 +131,15 @@ fn translation(
 ) -> Option<Towards> {
     let is_dnat = arrives.dst != leaves.dst || arrives.dport != leaves.dport;
     let own_nic = ingress.kind == PortKind::Pod && has_own_nic(tables, arrives.src);
-    let (towards, due) = match tables.route(leaves.dst).and_then(|hop| hop.kind())? {
+    let hop = tables.route(leaves.dst)?;
+    let (towards, due) = match hop.kind()? {
         // What the stack answers goes its own way unless the engine's own address asks; pods it finds through the
         // engine anyhow.
-        NextHopKind::Host => (Towards::Host, is_dnat && !is_pod(tables, arrives.src)),
-        NextHopKind::Gateway if masquerade || ingress.kind != PortKind::Uplink => {
+        NextHopKind::Host if hop.port == PortId::NONE => {
+            (Towards::Host, is_dnat && !is_pod(tables, arrives.src))
+        }
+        // What the stack only passes on out of the uplink comes back to the address there, as what goes to a gateway.
+        NextHopKind::Gateway | NextHopKind::Host if masquerade || ingress.kind != PortKind::Uplink => {
             let record = tables.masquerade();
             let due = match ingress.kind {
                 _ if masquerade => true,
