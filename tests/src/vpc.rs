@@ -207,6 +207,21 @@ impl Vpc {
         testbed.manifests().write(&format!("enis-{name}"), &yaml)
     }
 
+    /// Lets the gateway of an ENI's subnet fall silent, or answer again; what comes from the ENI is carried on either way.
+    pub fn set_gateway(&self, testbed: &Testbed, node: usize, number: u8, answers: bool) -> Result<()> {
+        let Eni { subnet, port, .. } = self.eni(node, number)?;
+        // 8: for no address (Documentation/networking/ip-sysctl.rst). Without its address, the device would lose its routes.
+        let setting = format!("/proc/sys/net/ipv4/conf/{port}/arp_ignore");
+        let ignore = move || std::fs::write(setting, if answers { "0" } else { "8" });
+        self.netns.inside(ignore)?.map_err(Error::io("set arp_ignore"))?;
+        for family in testbed.families().iter().filter(|family| !family.is_v4()) {
+            let (prefix, gateway) = subnet_and_gateway(*subnet, *family);
+            let address = format!("{gateway}/{}", prefix.len());
+            self.netns.ip(["addr", if answers { "add" } else { "del" }, &address, "dev", port])?;
+        }
+        Ok(())
+    }
+
     /// Captures what passes between an ENI and the network.
     pub fn capture(&self, testbed: &Testbed, node: usize, number: u8, name: &str) -> Result<Capture> {
         Capture::start(&self.netns, &self.eni(node, number)?.port, testbed.dir(), name)
