@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// Number of the autonomous system; a private one (RFC 6996).
-const AS: u32 = 64512;
+pub(crate) const AS: u32 = 64512;
 
 /// A BIRD daemon. Stopped when dropped.
 #[derive(Debug)]

@@ -13,7 +13,7 @@
 //! | [`manifests`] | Kubernetes manifests, written whole |
 //! | [`dual_stack`] | IPv6 beside IPv4 |
 //! | [`capture`] | what is on a wire |
-//! | [`bird`] | real BIRD daemons |
+//! | [`bird`], [`frr`] | real routing daemons |
 //! | [`matrix`] | every path of a packet in every mode, checked by captures |
 //! | [`vpc`] | a cloud's network with ENIs |
 //! | [`ping`], [`traceroute`], [`snmp`] | what the kernel's own tools and counters say |
@@ -27,6 +27,7 @@ pub mod capture;
 pub mod dual_stack;
 pub mod engines;
 pub mod error;
+pub mod frr;
 pub mod gate;
 pub mod guest;
 pub mod kept;

@@ -1,11 +1,12 @@
 //! Pods' blocks that only BGP knows of: real BIRD daemons on the nodes tell each other, directly or by route
-//! reflectors, and the engines forward without encapsulation by what BIRD puts into the kernels.
+//! reflectors, and the engines forward without encapsulation by what BIRD puts into the kernels. A reflector may be FRR.
 
 mod common;
 
 use common::Cluster;
 use fairway_tests::bird::{Bird, node_config, reflector_config};
 use fairway_tests::capture::by_encapsulation;
+use fairway_tests::frr::{self, Frr};
 use fairway_tests::gate;
 use fairway_tests::netns::Netns;
 use fairway_tests::pod::client::Summary;
@@ -176,5 +177,35 @@ fn two_route_reflectors_make_two_paths_and_the_death_of_one_leaves_the_other() {
     wait_for_hops(&mut cluster, 0, "10.244.2.0/24", &both);
     wait_for_hops(&mut cluster, 1, "10.244.1.0/24", &both);
     download(&cluster);
+    cluster.stop_and_check_invariants();
+}
+
+#[test]
+fn frr_as_route_reflector_and_router_serves_nodes_with_bird() {
+    if !gate::may_run("bird") {
+        return;
+    }
+    if !Frr::is_installed() {
+        return gate::skip("bird", "FRR is not installed; scripts/install-deps installs it");
+    }
+    let _alone = gate::alone();
+    let mut cluster = start();
+    let ips: Vec<Ipv4Addr> = cluster.testbed.nodes().iter().map(|node| node.ip()).collect();
+    let reflector = Ipv4Addr::new(192, 168, 77, 253);
+    let router = router(&cluster, 253);
+    let _nodes = [0, 1].map(|number| start_node_bird(&cluster, number, &[reflector]));
+    for round in 0..2 {
+        expect_refusal(&cluster);
+        let config = frr::reflector_config(reflector, &ips);
+        let frr = Frr::start(&cluster.testbed, &router, "router", reflector, &config).expect("FRR");
+        wait_for_hops(&mut cluster, 0, "10.244.2.0/24", &["192.168.77.253"]);
+        wait_for_hops(&mut cluster, 1, "10.244.1.0/24", &["192.168.77.253"]);
+        let capture = cluster.testbed.capture(reflector, &format!("frr-{round}")).expect("capture");
+        download(&cluster);
+        assert_eq!(carries(vec![capture]), [true]);
+        frr.kill();
+        wait_for_hops(&mut cluster, 0, "10.244.2.0/24", &[]);
+        wait_for_hops(&mut cluster, 1, "10.244.1.0/24", &[]);
+    }
     cluster.stop_and_check_invariants();
 }
