@@ -17,20 +17,19 @@ impl Ip {
     /// The IPv4-mapped form of an IPv4 address given in network byte order.
     #[inline]
     pub const fn v4(octets: [u8; 4]) -> Ip {
-        let [a, b, c, d] = octets;
-        Ip([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Ip((0xffff << 32 | u32::from_be_bytes(octets) as u128).to_be_bytes())
     }
 
     /// Whether this is an IPv4 address.
     #[inline]
     pub fn is_v4(&self) -> bool {
-        self.0[..10] == [0; 10] && self.0[10] == 0xff && self.0[11] == 0xff
+        u128::from_be_bytes(self.0) >> 32 == 0xffff
     }
 
     /// The four octets of an IPv4 address, or `None` for IPv6.
     #[inline]
     pub fn as_v4(&self) -> Option<[u8; 4]> {
-        if self.is_v4() { Some([self.0[12], self.0[13], self.0[14], self.0[15]]) } else { None }
+        self.is_v4().then(|| (u128::from_be_bytes(self.0) as u32).to_be_bytes())
     }
 }
 

@@ -276,7 +276,7 @@ impl Layout {
             [Trie4::ROOT_BITS as usize, Trie6::ROOT_BITS as usize, HEADER_LEN],
             [Nodes::STRIDE, crate::lpm::STRIDE as usize, Slots::<Group>::STRIDE],
             [header::CHANGE_COUNT, header::CHANGES, crate::changes::RING as usize],
-            [crate::maglev::SIZE, 0, 0],
+            [crate::maglev::SIZE, Slots::<Group>::SPARE, 0],
         ];
         fnv(shapes.as_flattened().iter().flat_map(|n| (*n as u64).to_le_bytes()))
     }

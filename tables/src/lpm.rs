@@ -135,9 +135,12 @@ impl<T> Slots<T> {
         if len <= 64 { len.next_power_of_two() } else { len.next_multiple_of(64) }
     };
 
+    /// Records behind the last one: never written, so that a number that there is not reads as zeros.
+    pub(crate) const SPARE: usize = 1;
+
     pub(crate) fn lay_out(end: &mut usize, count: u32, mark: usize) -> Self {
         let offset = end.next_multiple_of(64);
-        *end = offset + Self::STRIDE * count as usize;
+        *end = offset + Self::STRIDE * (count as usize + Self::SPARE);
         Slots { offset, count, mark, types: PhantomData }
     }
 
@@ -145,6 +148,12 @@ impl<T> Slots<T> {
     #[inline(always)]
     pub(crate) fn at(&self, id: u32) -> Option<usize> {
         (id < self.count).then(|| self.offset + Self::STRIDE * id as usize)
+    }
+
+    /// Offset of a record, or of one that is all zero if there is none of that number.
+    #[inline(always)]
+    fn at_or_zero(&self, id: u32) -> usize {
+        self.offset + Self::STRIDE * id.min(self.count) as usize
     }
 }
 
@@ -314,6 +323,15 @@ impl Tries {
         Tries { v4, v6, nodes, next_hops, groups }
     }
 
+    /// Fetches what a look-up of `ip` loads first.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, region: &Region, ip: Ip) {
+        region.prefetch(match ip.as_v4() {
+            Some(octets) => self.v4.root_of(key_v4(octets)),
+            None => self.v6.root_of(u128::from_be_bytes(ip.0)),
+        });
+    }
+
     #[inline(always)]
     fn entry(&self, region: &Region, ip: Ip) -> Entry {
         match ip.as_v4() {
@@ -329,7 +347,9 @@ impl Tries {
         if entry.is_group() {
             return self.choose(region, entry.number(), hash);
         }
-        self.next_hops.at(entry.number()).map(|at| region.read(at))
+        // Read in any case, for the reason that the default is: only who asked need know which it is.
+        let next_hop: NextHop = region.read(self.next_hops.at_or_zero(entry.number()));
+        next_hop.is_some().then_some(next_hop)
     }
 
     #[cold]

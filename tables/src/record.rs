@@ -176,6 +176,12 @@ impl NextHop {
         NextHop { addr, kind: kind as u16 + 1, port }
     }
 
+    /// Whether the record says anything at all.
+    #[inline(always)]
+    pub(crate) fn is_some(&self) -> bool {
+        self.kind != 0
+    }
+
     /// What to do, or `None` for a record that makes no sense.
     #[inline]
     pub fn kind(&self) -> Option<NextHopKind> {

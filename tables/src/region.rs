@@ -5,8 +5,8 @@
 //! Each location is always used with one width (`u32` or `u64`). Only [`WriteRegion`] can store, and it
 //! can't be made from a read-only mapping.
 
-// UNSAFETY: turns mapped or allocated memory into references to atomics; nothing safe does that for
-// memory which another process writes.
+// UNSAFETY: turns mapped or allocated memory into references to atomics, and the words of a record into the record;
+// nothing safe does that for memory which another process writes.
 #![allow(unsafe_code)]
 
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use bytemuck::Pod;
 use std::fs::File;
 #[cfg(not(loom))]
 use std::io;
+use std::mem::MaybeUninit;
 
 /// See the module.
 #[cfg(not(loom))]
@@ -81,6 +82,18 @@ impl Region {
         unsafe { &*self.base.add(offset).cast::<AtomicU64>() }
     }
 
+    /// The words of one record, by their offset in it; all are checked at once.
+    #[inline(always)]
+    fn words<T>(&self, offset: usize) -> impl Fn(usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset < self.len && self.len - offset >= words_len::<T>());
+        move |at| {
+            debug_assert!(at.is_multiple_of(8) && at < words_len::<T>());
+            // SAFETY: as in w64: the record lies in the region, as just checked, and the word in the record.
+            let word = unsafe { &*self.base.add(offset + at).cast::<AtomicU64>() };
+            word.load(Ordering::Relaxed)
+        }
+    }
+
     #[inline(always)]
     fn w32(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset < self.len && self.len - offset >= 4);
@@ -123,12 +136,29 @@ impl Region {
         &self.words64[offset / 8]
     }
 
+    fn words<T>(&self, offset: usize) -> impl Fn(usize) -> u64 {
+        move |at| self.load64(offset + at, Ordering::Relaxed)
+    }
+
     fn w32(&self, offset: usize) -> &AtomicU32 {
         &self.words32[offset / 4]
     }
 }
 
 impl Region {
+    /// Asks the CPU to fetch the cache line of a word.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        #[cfg(all(target_arch = "x86_64", not(loom)))]
+        // SAFETY: a prefetch has no architectural effect, wherever the address leads.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.base.wrapping_add(offset).cast());
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+        let _ = offset;
+    }
+
     #[inline(always)]
     pub(crate) fn load64(&self, offset: usize, order: Ordering) -> u64 {
         self.w64(offset).load(order)
@@ -142,17 +172,41 @@ impl Region {
     /// Copies a record out, word by word. The caller reached it over an acquiring load.
     #[inline(always)]
     pub(crate) fn read<T: Pod>(&self, offset: usize) -> T {
-        let mut value = T::zeroed();
-        // Whole words first: of a length that the compiler knows, they are copied by moves and not by calls.
-        let (words, tail) = bytemuck::bytes_of_mut(&mut value).as_chunks_mut::<8>();
-        for (i, word) in words.iter_mut().enumerate() {
-            *word = self.load64(offset + 8 * i, Ordering::Relaxed).to_ne_bytes();
+        let word = self.words::<T>(offset);
+        let mut value = MaybeUninit::<T>::uninit();
+        let bytes = value.as_mut_ptr().cast::<u8>();
+        let pairs = size_of::<T>() / 16 * 16;
+        for at in (0..pairs).step_by(16) {
+            // SAFETY: 16 bytes from `at` on lie in the value.
+            unsafe { put_pair(bytes.add(at), word(at), word(at + 8)) };
         }
-        if !tail.is_empty() {
-            let word = self.load64(offset + 8 * words.len(), Ordering::Relaxed).to_ne_bytes();
-            tail.iter_mut().zip(word).for_each(|(byte, new)| *byte = new);
+        for at in (pairs..size_of::<T>()).step_by(8) {
+            let part = word(at).to_ne_bytes();
+            // SAFETY: at most what is left of the value.
+            unsafe { part.as_ptr().copy_to_nonoverlapping(bytes.add(at), (size_of::<T>() - at).min(8)) };
         }
-        value
+        // SAFETY: every byte was written, and any bytes are a `T`.
+        unsafe { value.assume_init() }
+    }
+}
+
+/// Stores two words as one: whoever moves the value on loads 16 bytes at a time, and such a load has to wait for the memory if
+/// it takes what two stores have just put there.
+///
+/// # Safety
+/// `to` is good for 16 bytes.
+#[inline(always)]
+unsafe fn put_pair(to: *mut u8, low: u64, high: u64) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is part of the architecture, the store needs no alignment, and the caller vouches for the place.
+    unsafe {
+        use std::arch::x86_64::{_mm_set_epi64x, _mm_storeu_si128};
+        _mm_storeu_si128(to.cast(), _mm_set_epi64x(high as i64, low as i64));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller vouches for the place.
+    unsafe {
+        to.cast::<[u64; 2]>().write_unaligned([low, high]);
     }
 }
 
@@ -239,5 +293,39 @@ impl std::ops::Deref for WriteRegion {
     #[inline(always)]
     fn deref(&self) -> &Region {
         &self.region
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn comes_back<T: Pod + PartialEq + std::fmt::Debug>() {
+        let mut value = T::zeroed();
+        (1..).zip(bytemuck::bytes_of_mut(&mut value)).for_each(|(n, byte)| *byte = n);
+        let region = WriteRegion::new(Region::heap(PAGE));
+        for offset in [0, 8, 56, PAGE - words_len::<T>()] {
+            region.write(offset, &value);
+            assert_eq!(region.read::<T>(offset), value, "{} bytes at {offset}", size_of::<T>());
+        }
+    }
+
+    #[test]
+    fn a_record_of_any_length_is_read_as_it_was_written() {
+        comes_back::<u32>();
+        comes_back::<u64>();
+        comes_back::<[u8; 12]>();
+        comes_back::<[u8; 16]>();
+        comes_back::<[u8; 20]>();
+        comes_back::<[u8; 24]>();
+        comes_back::<[u8; 30]>();
+        comes_back::<[u8; 32]>();
+        comes_back::<[u64; 9]>();
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion failed")]
+    fn a_record_that_ends_behind_the_region_is_not_read() {
+        Region::heap(PAGE).read::<[u8; 20]>(PAGE - 16);
     }
 }

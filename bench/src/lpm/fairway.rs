@@ -87,9 +87,15 @@ impl Table for Fairway {
         true
     }
 
+    #[inline(always)]
+    fn announce(&self, key: u128) {
+        self.reader.view().prefetch_route(self.family.ip(key));
+    }
+
     #[inline]
     fn look_up(&self, key: u128) -> Option<u32> {
-        let hop = self.reader.view().route(self.family.ip(key))?;
-        Some(u32::from_be_bytes(hop.addr.as_v4()?))
+        // All are IPv4 addresses made of the value.
+        let [.., a, b, c, d] = self.reader.view().route(self.family.ip(key))?.addr.0;
+        Some(u32::from_be_bytes([a, b, c, d]))
     }
 }
