@@ -29,7 +29,13 @@ use crate::wire::{ETH_LEN, ecn, tcp_flags};
 use arrayvec::ArrayVec;
 use fairway_pmd::{Burst, Frame, FrameCache, MAX_BURST};
 use fairway_tables::stats::{Counter, Stage};
-use fairway_tables::{DropReason, PortId, View};
+use fairway_tables::{DropReason, Ip, PortId, PortKind, View};
+
+/// How many packets ahead of the parser the second line of a tunnel's packet is fetched: before it asks for their flows'
+/// entries, behind which a line that is not in the first-level cache would have to wait.
+const AHEAD: usize = 8;
+/// A byte of that line: where the header inside a tunnel is.
+const SECOND_LINE: usize = 64;
 
 /// Processes a burst that one port received. `rx` is empty afterwards.
 pub fn process(
@@ -60,21 +66,35 @@ pub fn process(
     let mut scratch = worker.scratch.take().unwrap_or_default();
     let packets = &mut scratch.0[..count];
     let mut sixes = Sixes::new();
-    for (frame, packet) in rx.iter_mut().zip(&mut *packets) {
-        if let Some(key) = parse_usual(frame.bytes(), &port, &mut packet.parsed) {
-            packet.class = Class::Flow;
-            packet.hash = key.hash(worker.flows.seed());
-            worker.flows.prefetch(packet.hash);
-        } else {
-            unusual(frame, &port, packet, worker, &mut sixes);
+    let fetch = |later: &[Frame]| {
+        if port.kind == PortKind::Uplink {
+            later.iter().take(AHEAD).for_each(|frame| frame.prefetch(SECOND_LINE));
         }
+    };
+    fetch(rx);
+    let mut rest = rx.as_mut_slice();
+    for group in packets.chunks_mut(AHEAD) {
+        let (frames, later) = rest.split_at_mut(group.len());
+        fetch(later);
+        for (frame, packet) in frames.iter_mut().zip(group) {
+            if let Some(key) = parse_usual(frame.bytes(), &port, &mut packet.parsed) {
+                packet.class = Class::Flow;
+                packet.hash = key.hash(worker.flows.seed());
+                worker.flows.prefetch(packet.hash);
+            } else {
+                unusual(frame, &port, packet, worker, &mut sixes);
+            }
+        }
+        rest = later;
     }
     worker.stages.lap(Stage::Parse, count);
 
     for packet in &mut *packets {
         packet.slot = match packet.class {
-            Class::Flow => worker.flows.find(packet.hash, &packet.parsed.key),
-            _ => None,
+            Class::Flow => {
+                worker.flows.find(packet.hash, &packet.parsed.key).map_or(NOT_FOUND, |slot| slot as u32)
+            }
+            _ => NOT_FOUND,
         };
     }
     worker.stages.lap(Stage::FlowLookup, count);
@@ -83,13 +103,11 @@ pub fn process(
     // Hits first, in place: what a miss changes, it changes when no look-up of this burst is needed any more. And a
     // frame moves to its batch when what was written to its handle has long left the store buffer.
     for (frame, packet) in rx.iter_mut().zip(&mut *packets) {
-        packet.fate = match packet.slot.and_then(|slot| run.hit(&packet.parsed, slot, frame)) {
-            Some(Ok(port)) => {
-                packet.out_port = port;
-                Fate::Leaves
-            }
-            Some(Err(reason)) => Fate::Refused(reason),
-            None => Fate::Open,
+        packet.fate = if packet.slot == NOT_FOUND {
+            run.announce(packet);
+            Fate::Open
+        } else {
+            run.first_pass(packet, frame)
         };
     }
     let mut sixes = sixes.0.iter();
@@ -153,12 +171,15 @@ struct Packet {
     parsed: Parsed,
     /// Of the flow's key, whatever the family; 0 where there is none.
     hash: u64,
-    /// Where its flow was found.
-    slot: Option<usize>,
+    /// Where its flow was found, or [`NOT_FOUND`].
+    slot: u32,
     fate: Fate,
     /// The port through which it leaves, if it does.
     out_port: u16,
 }
+
+/// No slot: flow tables have fewer entries.
+const NOT_FOUND: u32 = u32::MAX;
 
 /// What the first pass over the hits made of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -177,7 +198,7 @@ impl Default for Packet {
             class: Class::Arp,
             parsed: Parsed::default(),
             hash: 0,
-            slot: None,
+            slot: NOT_FOUND,
             fate: Fate::Open,
             out_port: 0,
         }
@@ -292,6 +313,32 @@ impl Run<'_> {
         Some(forward_by(self.worker, frame, packet, slot))
     }
 
+    /// Rewrites a packet whose flow was found, as [`Run::hit`] does, and notes where it leaves.
+    #[inline(always)]
+    fn first_pass(&mut self, packet: &mut Packet, frame: &mut Frame) -> Fate {
+        let slot = packet.slot as usize;
+        if !serves(self.worker, slot, &packet.parsed, self.now) {
+            return Fate::Open;
+        }
+        self.hits += 1;
+        let entry = self.worker.flows.entry(slot);
+        match forward(&self.worker.templates, frame, &packet.parsed, entry) {
+            Ok(()) => {
+                packet.out_port = entry.binding.out_port;
+                Fate::Leaves
+            }
+            Err(reason) => Fate::Refused(reason),
+        }
+    }
+
+    /// Has the route of a flow's first packet fetched: the walks of a burst come later, one after the other.
+    #[cold]
+    fn announce(&self, packet: &Packet) {
+        if packet.class == Class::Flow {
+            self.tables.prefetch_route(Ip::v4(packet.parsed.key.dst.to_ne_bytes()));
+        }
+    }
+
     /// A packet that cannot go as it is: it is cut up if that is all it takes, or its sender told, where that is due.
     #[cold]
     fn refused<P: Parcel>(
@@ -364,7 +411,7 @@ impl Run<'_> {
             Err(DropReason::TooBig) if packet.may_be_fragmented(frame.bytes()) => {
                 packet.fragment(self, frame, entry)
             }
-            verdict => verdict,
+            verdict => verdict.map(|()| entry.binding().out_port),
         }
     }
 
@@ -425,17 +472,18 @@ fn forward_by<P: Parcel>(
     slot: usize,
 ) -> Result<u16, DropReason> {
     let (flows, templates) = P::for_rewrite(worker);
-    forward(templates, frame, packet, flows.entry(slot))
+    let entry = flows.entry(slot);
+    forward(templates, frame, packet, entry).map(|()| entry.binding().out_port)
 }
 
-/// Rewrites a packet as an entry says; returns the output port.
+/// Rewrites a packet as an entry says.
 #[inline(always)]
 fn forward<P: Parcel>(
     templates: &Templates,
     frame: &mut Frame,
     packet: &P,
     entry: &P::Entry,
-) -> Result<u16, DropReason> {
+) -> Result<(), DropReason> {
     if packet.ttl() <= 1 {
         return Err(DropReason::TtlExceeded);
     }
@@ -447,6 +495,5 @@ fn forward<P: Parcel>(
         packet.clamp_mss(frame, binding.mtu);
     }
     let Some(template) = templates.get(binding.template) else { return Err(DropReason::NoRoute) };
-    packet.apply(frame, entry, template)?;
-    Ok(binding.out_port)
+    packet.apply(frame, entry, template)
 }

@@ -124,13 +124,16 @@ impl Ip {
     /// Whether what begins with `head` is a usual packet that ends within `len` bytes.
     #[inline(always)]
     fn is_usual(self, head: &[u8; HEAD], len: usize) -> bool {
-        let least = ipv4::LEN + if self.proto() == proto::TCP { TCP_LEN } else { UDP_LEN };
+        // Of TCP or else UDP: protocol, and the least that its packets have.
+        const OF_TCP: usize = (ipv4::LEN + TCP_LEN) << 8 | proto::TCP as usize;
+        const OF_UDP: usize = (ipv4::LEN + UDP_LEN) << 8 | proto::UDP as usize;
+        let expected = if self.proto() == proto::TCP { OF_TCP } else { OF_UDP };
         const IPV4: u64 = u64::from_ne_bytes([0x08, 0x00, 0x45, 0, 0, 0, 0, 0]);
         const MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0, 0, 0, 0, 0]);
         (raw64(head, ETHERTYPE) & MASK == IPV4)
             & (self.middle & Ip::FRAGMENT == 0)
-            & ((self.proto() == proto::TCP) | (self.proto() == proto::UDP))
-            & (self.total_len() >= least)
+            & (self.proto() == expected as u8)
+            & (self.total_len() >= expected >> 8)
             & (self.total_len() <= len.saturating_sub(ETH_LEN))
             & self.is_sound()
     }
@@ -184,13 +187,15 @@ impl Ip {
 #[inline(always)]
 fn fill(head: &[u8; HEAD], ip: Ip, l2: usize, outer: u32, context: u16, parsed: &mut Parsed) -> FlowKey {
     const L4: usize = IP + ipv4::LEN;
+    const _: () = assert!(proto::TCP & 1 == 0 && proto::UDP & 1 == 1);
     const FLAGS: u8 = tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST | tcp_flags::ACK;
     let key = FlowKey::new(ip.source(), ip.destination(), raw32(head, L4), ip.proto(), context, outer);
     parsed.key = key;
     parsed.l2 = l2 as u16;
     parsed.ip_header_len = ipv4::LEN as u16;
     parsed.ip_len = ip.total_len() as u16;
-    parsed.tcp_flags = if ip.proto() == proto::TCP { head[L4 + 13] & FLAGS } else { 0 };
+    // It is one or the other, and TCP's number is even.
+    parsed.tcp_flags = head[L4 + 13] & FLAGS & (ip.proto() & 1).wrapping_sub(1);
     parsed.ttl = ip.ttl();
     parsed.part = Part::Whole;
     key

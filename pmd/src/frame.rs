@@ -61,6 +61,17 @@ impl Frame {
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len as usize) }
     }
 
+    /// Asks the CPU to fetch the cache line of the packet's byte `offset`.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch has no architectural effect, wherever the address leads.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.data.as_ptr().wrapping_add(offset).cast());
+        }
+    }
+
     /// Length of the packet in bytes.
     #[inline]
     pub fn len(&self) -> usize {
@@ -180,17 +191,6 @@ impl Frame {
     #[inline]
     pub(crate) fn address(&self) -> usize {
         self.data.as_ptr() as usize
-    }
-
-    /// Asks the CPU to fetch the packet's first cache line.
-    #[inline]
-    pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch has no architectural effect; the address is in a mapping anyway.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.data.as_ptr().cast());
-        }
     }
 }
 

@@ -79,16 +79,14 @@ impl<T: Pod> DerefMut for HugeSlice<T> {
 }
 
 impl<T: Pod> HugeSlice<T> {
-    /// Asks the CPU to fetch an entry's cache line; an index past the end is ignored.
+    /// Asks the CPU to fetch an entry's cache line; an index past the end fetches nothing of use.
     #[inline(always)]
     pub fn prefetch(&self, index: usize) {
         #[cfg(target_arch = "x86_64")]
-        if index < self.len {
-            // SAFETY: in bounds; a prefetch has no architectural effect.
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(self.data.as_ptr().add(index).cast());
-            }
+        // SAFETY: a prefetch has no architectural effect, wherever the address leads.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.data.as_ptr().wrapping_add(index).cast());
         }
     }
 }
