@@ -127,6 +127,7 @@ struct Slot {
     port: PortId,
     queue: Box<dyn Queue>,
     unsent: bool,
+    busy_polled: bool,
 }
 
 /// The loop's own variables, apart from what it is made of.
@@ -155,8 +156,8 @@ pub struct Ended {
     pub queues: Vec<Box<dyn Queue>>,
 }
 
-/// A busy worker looks for changes of the tables, and lets the writer reuse what it may have been reading, this often
-/// at most.
+/// A busy worker looks for changes of the tables, lets the writer reuse what it may have been reading, and has the kernel
+/// look for packets on ports that are busy polled and had none, this often at most.
 pub const LOOK_US: u64 = 20;
 /// Idle workers look up at least this often.
 const SLEEP_MS: i32 = 100;
@@ -202,6 +203,7 @@ impl Worker {
             if received + handed == 0 || start.wrapping_sub(quiescent_at) >= look_clocks {
                 self.tables.quiescent();
                 quiescent_at = start;
+                run.queues.iter_mut().filter(|s| s.busy_polled).for_each(|s| s.queue.poll_kernel());
             }
             run.loops += 1;
             if received + handed > 0 {
@@ -445,7 +447,8 @@ impl Worker {
         place.get_or_insert(run.queues.len() as u16);
         // A queue taken over may have frames to send.
         let unsent = queue.tx_pending() > 0;
-        run.queues.push(Slot { port, queue, unsent });
+        let busy_polled = queue.is_busy_polled();
+        run.queues.push(Slot { port, queue, unsent, busy_polled });
     }
 
     fn close(&mut self, run: &mut Run, port: PortId) {

@@ -29,6 +29,15 @@ pub trait Queue: Send + Any {
     /// Frames given to [`Queue::tx_burst`] whose transmission is not complete.
     fn tx_pending(&self) -> usize;
 
+    /// Whether the kernel receives for this queue when it is asked to by [`Queue::poll_kernel`] (busy polling).
+    fn is_busy_polled(&self) -> bool {
+        false
+    }
+
+    /// Has the kernel look for packets of a queue that is busy polled: a system call. A worker calls it when it has nothing
+    /// else to do, and now and then while it has. While it brings packets, [`Queue::rx_burst`] does so by itself.
+    fn poll_kernel(&mut self) {}
+
     /// What to poll for readability when the worker sleeps; `None` for drivers that have no descriptor.
     fn fd(&self) -> Option<RawFd>;
 

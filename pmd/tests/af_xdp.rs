@@ -126,6 +126,32 @@ fn automatic_mode_and_busy_polling_fall_back_to_what_a_veth_can_do() {
 }
 
 #[test]
+fn a_busy_polled_queue_that_had_no_packets_asks_the_kernel_only_when_told() {
+    if !privileged("busy polling") {
+        return;
+    }
+    let (net, umem) = (Pair::new(), umem(2048));
+    net.engine.run(|| {
+        let busy_poll = Some(BusyPoll::default());
+        let config = AfXdpConfig { busy_poll, ..pod() };
+        let mut va = AfXdp::new(&umem).open("va", 7, &config).unwrap().remove(0);
+        let (mut cache, mut burst) = (umem.cache(), Burst::new());
+        assert!(va.is_busy_polled());
+        for polls in 0..3 {
+            assert_eq!(va.stats().wakeups, polls);
+            // Nothing is steered here, so that no poll brings anything.
+            (0..100).for_each(|_| assert_eq!(va.rx_burst(&mut cache, &mut burst), 0));
+            assert_eq!(va.stats().wakeups, polls);
+            va.poll_kernel();
+        }
+        let mut vb = AfXdp::new(&umem).open("vb", 7, &pod()).unwrap().remove(0);
+        vb.poll_kernel();
+        assert_eq!((vb.is_busy_polled(), vb.stats().wakeups), (false, 0));
+    });
+    assert_eq!(umem.pool().missing(), 0);
+}
+
+#[test]
 fn a_packet_that_grew_into_its_headroom_is_sent_without_a_copy() {
     if !privileged("encapsulation over AF_XDP") {
         return;
@@ -296,7 +322,7 @@ fn what_cannot_be_opened_is_refused_with_a_reason_and_keeps_no_frame() {
         assert!(matches!(error, AfXdpError::Config { field: "rx_ring", .. }), "{error}");
         let error = af_xdp.open("va", 0, &AfXdpConfig { fill_target: 1025, ..pod }).err().unwrap();
         assert!(matches!(error, AfXdpError::Config { field: "fill_target", .. }), "{error}");
-        let error = af_xdp.open("va", 0, &AfXdpConfig { fill_min: 513, ..pod }).err().unwrap();
+        let error = af_xdp.open("va", 0, &AfXdpConfig { fill_min: 1025, ..pod }).err().unwrap();
         assert!(matches!(error, AfXdpError::Config { field: "fill_min", .. }), "{error}");
         assert_eq!(umem.pool().missing(), 0);
 

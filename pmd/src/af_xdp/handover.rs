@@ -94,6 +94,7 @@ impl AfXdpQueue {
             filling: state.filling,
             sending: state.sending,
             busy_poll: state.busy_poll,
+            polls_pay: false,
             closed: false,
             down: false,
             skip_kicks: 0,

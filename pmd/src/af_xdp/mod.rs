@@ -124,7 +124,7 @@ impl AfXdpConfig {
         }
     }
 
-    /// For a pod's veth: 32 to 512 frames, copy mode.
+    /// For a pod's veth: 32 to 1024 frames, copy mode.
     pub fn pod() -> AfXdpConfig {
         AfXdpConfig {
             mode: ModeChoice::Copy,
@@ -132,7 +132,7 @@ impl AfXdpConfig {
             tx_ring: 1024,
             fill_ring: 1024,
             completion_ring: 1024,
-            fill_target: 512,
+            fill_target: 1024,
             fill_min: 32,
             send_buffer_bytes: 4 << 20,
             busy_poll: None,

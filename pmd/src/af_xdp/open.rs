@@ -124,6 +124,7 @@ impl AfXdpQueue {
             filling: had,
             sending: 0,
             busy_poll,
+            polls_pay: false,
             closed: false,
             down: false,
             skip_kicks: 0,

@@ -38,6 +38,8 @@ pub struct AfXdpQueue {
     /// Frames given to the tx ring and not yet completed.
     pub(super) sending: u32,
     pub(super) busy_poll: bool,
+    /// Whether the last busy poll brought packets.
+    pub(super) polls_pay: bool,
     pub(super) closed: bool,
     /// Whether the device is down or gone, as of the last wake-up.
     pub(super) down: bool,
@@ -125,6 +127,8 @@ impl AfXdpQueue {
             let (addr, len, _) = unpack(self.rings.rx.pop());
             match self.kernel.lent.take(addr, len) {
                 Some(mut frame) => {
+                    // Whoever received it was another CPU or a device.
+                    frame.prefetch(0);
                     frame.set_port(self.port);
                     bytes += u64::from(len);
                     burst.push(frame);
@@ -176,7 +180,11 @@ impl Queue for AfXdpQueue {
         if missing > 0 {
             self.filling += self.rings.prefill(&mut self.kernel.lent, cache, missing);
         }
-        if received == 0 && (self.busy_poll || self.rings.fill.needs_wakeup()) {
+        // A poll that brings nothing costs as much as forwarding several packets: where the kernel had none the last time,
+        // the worker says when to ask again.
+        if received == 0 && self.polls_pay {
+            self.poll_kernel();
+        } else if received == 0 && self.rings.fill.needs_wakeup() {
             self.wake(Socket::wake_rx);
         }
         received
@@ -219,6 +227,17 @@ impl Queue for AfXdpQueue {
 
     fn tx_pending(&self) -> usize {
         self.sending as usize
+    }
+
+    fn is_busy_polled(&self) -> bool {
+        self.busy_poll
+    }
+
+    fn poll_kernel(&mut self) {
+        if self.busy_poll && !self.closed {
+            self.wake(Socket::wake_rx);
+            self.polls_pay = self.rings.rx.available() > 0;
+        }
     }
 
     fn fd(&self) -> Option<RawFd> {
