@@ -100,12 +100,19 @@ impl Netns {
         process::run(command, IP_DEADLINE)?.success().map(drop)
     }
 
-    /// Adds a bridge that forwards at once, and everything: no spanning tree, no multicast snooping.
+    /// Adds a bridge that forwards at once, and everything, as a switch does: no spanning tree, no multicast snooping, no packet
+    /// filter.
     pub fn add_bridge(&self, name: &str) -> Result<()> {
         let quick = ["stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"];
         let mut command = Command::new("ip");
         command.args(["-n", &self.name, "link", "add", "name", name, "type", "bridge"]).args(quick);
         process::run(command, IP_DEADLINE)?.success()?;
+        self.inside(|| {
+            for filter in ["iptables", "ip6tables", "arptables"] {
+                // Without br_netfilter there is no such setting, and no need of it.
+                let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{filter}"), "0");
+            }
+        })?;
         self.ip(["link", "set", name, "up"]).map(drop)
     }
 
