@@ -1,14 +1,16 @@
-//! Pods that share ENIs, where something is missing: an ENI's gateway that does not answer is named and harms nothing
-//! else, and without an engine the pods of a node still reach each other.
+//! ENIs where something is missing: a gateway that does not answer is named and harms nothing else; without an engine, pods of a
+//! node that share ENIs still reach each other; pods with an ENI of their own reach far backends also where nobody masquerades.
 
 mod common;
 
 use common::ways::{download, wait_until_named};
 use fairway_tests::dual_stack::Family;
+use fairway_tests::node::UPLINK;
+use fairway_tests::pod::client::Summary;
 use fairway_tests::testbed::POD_PORT;
 use fairway_tests::vpc::Vpc;
 use fairway_tests::{Options, PodId, Testbed, engines, gate};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(60);
@@ -113,6 +115,74 @@ fn without_the_engine_pods_on_enis_of_one_node_reach_each_other_and_the_node_the
             });
             waited.unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+    stop(testbed);
+}
+
+/// A Service of both families with one backend.
+fn service(vip: Ipv4Addr, backend: Ipv4Addr) -> String {
+    let [ip, ip6] = Family::ALL.map(|family| family.of(vip));
+    let mut yaml = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: web}}\nspec:\n  clusterIPs: [{ip}, '{ip6}']\n  \
+         ports: [{{name: t, port: 80}}]\n"
+    );
+    for (n, family) in Family::ALL.into_iter().enumerate() {
+        let ip = family.of(backend);
+        yaml += &format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: shop\n  name: web-{n}\n  \
+             labels: {{kubernetes.io/service-name: web}}\naddressType: {family}\nports: [{{name: t, port: {POD_PORT}}}]\n\
+             endpoints: [{{addresses: ['{ip}']}}]\n"
+        );
+    }
+    yaml
+}
+
+#[test]
+fn a_pod_with_an_eni_of_its_own_reaches_far_backends_where_nobody_masquerades() {
+    if !gate::may_run("eni") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut testbed = Testbed::new(Options { dual_stack: true, ..Options::default() }).expect("testbed");
+    testbed.manifests().namespace("shop").expect("namespace");
+    let mut vpc = Vpc::create(&testbed).expect("network");
+    let ranges = ["10.96.0.0/16", "fd00:96::/32"];
+    let client = vpc.give(&mut testbed, 0, 5, "client", &ranges).expect("pod");
+    let far = vpc.give(&mut testbed, 1, 6, "far", &ranges).expect("pod");
+    testbed.start_server(far).expect("server");
+    let vip = Ipv4Addr::new(10, 96, 0, 44);
+    testbed.manifests().write("web", &service(vip, testbed.pod(far).ip())).expect("service");
+    // The cloud's network is the nodes' way out, and the first node forwards.
+    let router = Ipv4Addr::new(192, 168, 77, 254);
+    testbed.join_switch(vpc.netns(), router).expect("join");
+    for node in 0..2 {
+        for (family, everything) in Family::ALL.into_iter().zip(["0.0.0.0/0", "::/0"]) {
+            let via = family.of(router).to_string();
+            let route = ["route", "add", everything, "via", &via, "dev", UPLINK];
+            testbed.nodes()[node].netns().ip(route).expect("route");
+        }
+        testbed.node_mut(node).set_control_options(&["--no-masquerade"]);
+    }
+    let forward = || {
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+    };
+    testbed.nodes()[0].netns().inside(forward).expect("namespace").expect("forwarding");
+    testbed.start_nodes(1).expect("start the nodes");
+    for family in Family::ALL {
+        let url = format!("http://{}/client", SocketAddr::new(family.of(vip), 80));
+        // The backend sees the node's address on its uplink, to which the network knows the way.
+        let seen = format!("far {}", family.of(testbed.nodes()[0].ip()));
+        let waited = testbed.wait(&format!("{url} answers"), READY, |testbed| {
+            let args = ["get", url.as_str(), "--no-keepalive", "--count", "5", "--timeout-ms", "1000"];
+            let netns = testbed.pod(client).netns();
+            let summary: Summary =
+                testbed.client(netns, &args, Duration::from_secs(20)).map_err(|e| e.to_string())?;
+            let answers: Vec<&String> = summary.backends.keys().collect();
+            let right = summary.failures == 0 && answers == [&seen];
+            if right { Ok(()) } else { Err(format!("{answers:?}, {:?}", summary.errors)) }
+        });
+        waited.unwrap_or_else(|error| panic!("{error}"));
     }
     stop(testbed);
 }
