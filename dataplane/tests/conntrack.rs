@@ -5,7 +5,7 @@ use fairway_dataplane::conntrack::{
     Conntrack, ConntrackError, Direction, InsertError, State, Timeouts, Tuple,
 };
 use fairway_dataplane::wire::{proto, tcp_flags};
-use fairway_tables::Ip;
+use fairway_tables::{Ip, NextHop, NextHopKind, PortId};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -63,6 +63,32 @@ proptest! {
             Err(error) => prop_assert!(false, "{error}"),
         }
     }
+}
+
+#[test]
+fn what_is_left_to_another_node_outlives_the_process_with_its_way_and_its_place_is_anothers_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("conntrack");
+    let via = NextHop::new(NextHopKind::Ipip, Ip([7; 16]), PortId(3));
+    let (left, own) = (tuple(7, 1, proto::TCP), tuple(8, 1, proto::TCP));
+    {
+        let table = Conntrack::open(&path, 1000, Timeouts::default()).unwrap();
+        let conn = table.insert_forwarded(&left, via, Some(4), 100).unwrap().conn;
+        assert!(table.update(conn, proto::TCP, Direction::Original, tcp_flags::ACK, 102));
+        table.insert(&own, &reply(&own, 3), tcp_flags::SYN, Some(4), 100).unwrap();
+    }
+    let table = Conntrack::open(&path, 1000, Timeouts::default()).unwrap();
+    let found = table.lookup(&left).unwrap();
+    assert_eq!((found.via, found.state, found.translated()), (Some(via), State::Established, left));
+    assert_eq!(table.lookup(&own).unwrap().via, None);
+    let listed = table.iter().find(|connection| connection.tuples[0] == left).unwrap();
+    assert_eq!((listed.via, listed.replied, listed.service), (Some(via), false, Some(4)));
+    // What takes its place is its own master.
+    assert!(table.remove(found.conn));
+    let next = tuple(9, 1, proto::TCP);
+    let conn = table.insert(&next, &reply(&next, 3), tcp_flags::SYN, None, 110).unwrap().conn;
+    assert_eq!(conn.index, found.conn.index, "the same place");
+    assert_eq!(table.lookup(&next).unwrap().via, None);
 }
 
 #[test]

@@ -135,7 +135,7 @@ pub(super) mod tests {
         let service = serde_json::json!({
             "namespace": "shop", "name": "web", "port_name": "", "ip": "10.96.0.80", "port": 80,
             "protocol": "TCP", "id": 3, "affinity_timeout_s": 0,
-            "external": false, "masquerade": false, "balancer": "random", "source_ranges": [],
+            "external": false, "masquerade": false, "balancer": "random", "forwarding": "nat", "source_ranges": [],
             "backends": [], "local_backends": null
         });
         let service = serde_json::from_value(service).expect("a service as the API gives it");
@@ -164,6 +164,7 @@ pub(super) mod tests {
             state: State::Established,
             replied: true,
             service: Some(3),
+            via: None,
             created_s: 100,
             last_seen_s: 160,
         }

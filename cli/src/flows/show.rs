@@ -46,6 +46,9 @@ pub(super) struct Flow {
     /// As whom the answering side sees the source, where that is translated.
     #[serde(skip_serializing_if = "Option::is_none")]
     seen_as: Option<End>,
+    /// The node that the connection is left to, which chooses the backend and alone sees what it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via: Option<String>,
     /// Namespace and name of the service at the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<String>,
@@ -71,6 +74,7 @@ impl Flow {
             backend: End::new(reply.src, reply.sport, names),
             seen_as: ((reply.dst, reply.dport) != (original.src, original.sport))
                 .then(|| End::new(reply.dst, reply.dport, names)),
+            via: connection.via.map(|via| via.addr.to_string()),
             service: service_of(connection, names),
             state: state_name(connection.state),
             replied: connection.replied,
@@ -82,8 +86,16 @@ impl Flow {
 
     fn row(&self, wide: bool) -> Vec<String> {
         let translated = self.backend.address() != self.destination.address();
-        let backend = if translated { self.backend.address() } else { String::new() };
-        let state = if self.replied { self.state.to_owned() } else { format!("{}, no reply", self.state) };
+        let backend = match &self.via {
+            Some(node) => format!("via {node}"),
+            None if translated => self.backend.address(),
+            None => String::new(),
+        };
+        let state = if self.replied || self.via.is_some() {
+            self.state.to_owned()
+        } else {
+            format!("{}, no reply", self.state)
+        };
         let seen_as = self.seen_as.as_ref().map(End::address).unwrap_or_default();
         let (source, destination) = (self.source.address(), self.destination.address());
         let mut row = vec![self.proto.clone(), source, destination, backend, seen_as, state];
@@ -202,6 +214,7 @@ pub(super) fn counts(counts: &[Count], count_by: CountBy, format: Format) -> Res
 mod tests {
     use super::super::filter::tests::{connection, names};
     use super::*;
+    use fairway_tables::{NextHop, NextHopKind, PortId};
 
     #[test]
     fn a_flow_shows_addresses_names_and_times() {
@@ -219,6 +232,13 @@ mod tests {
         translated.tuples[1].dport = 61_234;
         let flow = Flow::new(&translated, &names(), Now { seconds: 170 });
         assert_eq!(flow.row(false)[4], "10.244.1.1:61234");
+        let mut forwarded = connection();
+        forwarded.tuples[1] = forwarded.tuples[0].reversed();
+        forwarded.via = Some(NextHop::new(NextHopKind::Tunnel, Ip::v4([192, 168, 77, 2]), PortId::NONE));
+        forwarded.replied = false;
+        let flow = Flow::new(&forwarded, &names(), Now { seconds: 170 });
+        assert_eq!(flow.row(false)[3..6], ["via 192.168.77.2", "", "established"]);
+        assert_eq!(serde_json::to_value(&flow).unwrap()["via"], "192.168.77.2");
         let plain = Flow::new(&connection(), &Names::default(), Now { seconds: 100 });
         assert_eq!((plain.service, plain.idle_s), (None, 0), "seen later than now is no age");
     }

@@ -2,6 +2,9 @@
 
 use super::sync::{AtomicU32, Ordering, fence};
 use super::tuple::Tuple;
+use fairway_tables::NextHop;
+#[cfg(not(loom))]
+use fairway_tables::{Ip, PortId};
 
 /// Words of a tuple that are kept. The model checker looks at every word's every past value; ports and
 /// protocol are enough for it, and the addresses in its tests are unspecified.
@@ -23,9 +26,12 @@ pub(super) struct Entry {
     created_s: AtomicU32,
     /// `Service::id` plus one, or zero.
     service: AtomicU32,
+    /// Address, kind and port of the way to the node that a forwarded connection is left to; else whatever was there.
+    #[cfg(not(loom))]
+    via: [AtomicU32; 5],
     /// Zero; for what later versions keep per connection.
     #[cfg(not(loom))]
-    reserved: [AtomicU32; 7],
+    reserved: [AtomicU32; 2],
     tuples: [[AtomicU32; KEPT.len()]; 2],
 }
 
@@ -38,6 +44,8 @@ pub(super) struct Facts {
     pub(super) tuples: [Tuple; 2],
     pub(super) service: Option<u32>,
     pub(super) now_s: u32,
+    /// The way to the node that the connection is left to.
+    pub(super) via: Option<NextHop>,
 }
 
 impl Entry {
@@ -124,9 +132,45 @@ impl Entry {
         self.created_s.store(facts.now_s, Ordering::Relaxed);
         before_store();
         self.service.store(facts.service.map_or(0, |id| id.wrapping_add(1)), Ordering::Relaxed);
+        if let Some(via) = &facts.via {
+            self.store_via(via);
+        }
         before_store();
         self.word.store(word(self.next_generation()), Ordering::Release);
         self.end_write()
+    }
+
+    #[cfg(not(loom))]
+    fn store_via(&self, via: &NextHop) {
+        let address =
+            via.addr.0.chunks_exact(4).map(|part| u32::from_ne_bytes([part[0], part[1], part[2], part[3]]));
+        let rest = u32::from(via.kind) << 16 | u32::from(via.port.0);
+        for (word, value) in self.via.iter().zip(address.chain([rest])) {
+            before_store();
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The way of a forwarded connection, if its place still is of this generation.
+    #[cfg(not(loom))]
+    pub(super) fn read_via(&self, generation: u32) -> Option<NextHop> {
+        let mut addr = Ip::UNSPECIFIED;
+        for (bytes, word) in addr.0.chunks_exact_mut(4).zip(&self.via) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        let rest = self.via[4].load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let via = NextHop { addr, kind: (rest >> 16) as u16, port: PortId(rest as u16) };
+        (self.sequence.load(Ordering::Relaxed) == generation).then_some(via)
+    }
+
+    /// The model checker's connections are none of these.
+    #[cfg(loom)]
+    fn store_via(&self, _: &NextHop) {}
+
+    #[cfg(loom)]
+    pub(super) fn read_via(&self, _: u32) -> Option<NextHop> {
+        None
     }
 
     /// Makes a place's word zero and its generation another. Only for the place's holder.

@@ -10,6 +10,7 @@ use super::tcp::{self, State};
 use super::timeouts::Timeouts;
 use super::tuple::{Direction, Tuple};
 use super::value::{Value, tagged, untagged};
+use fairway_tables::NextHop;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub struct Found {
     pub tuples: [Tuple; 2],
     /// Its state.
     pub state: State,
+    /// The way to the node that it is left to, if it is.
+    pub via: Option<NextHop>,
 }
 
 impl Found {
@@ -58,6 +61,8 @@ pub struct Connection {
     pub replied: bool,
     /// `Service::id` of the service that it was begun to.
     pub service: Option<u32>,
+    /// The way to the node that it is left to, which alone sees its replies.
+    pub via: Option<NextHop>,
     /// Second of `CLOCK_MONOTONIC` of its first packet.
     pub created_s: u32,
     /// Second of `CLOCK_MONOTONIC` of its last packet known.
@@ -79,8 +84,9 @@ impl Connection {
             return None;
         }
         let conn = ConnRef { index, generation };
-        let replied = word & tcp::ONE_WAY == 0 && state != State::New;
-        Some(Connection { conn, tuples, state, replied, service, created_s, last_seen_s })
+        let via = if tcp::is_forwarded(word) { Some(entry.read_via(generation)?) } else { None };
+        let replied = word & tcp::ONE_WAY == 0 && state != State::New && via.is_none();
+        Some(Connection { conn, tuples, state, replied, service, via, created_s, last_seen_s })
     }
 }
 
@@ -180,7 +186,23 @@ impl Conntrack {
         service: Option<u32>,
         now_s: u32,
     ) -> Result<Inserted, InsertError> {
-        self.inner.insert(&Facts { tuples: [*original, *reply], service, now_s }, flags)
+        self.inner.insert(&Facts { tuples: [*original, *reply], service, now_s, via: None }, flags)
+    }
+
+    /// Inserts a connection that is left to the node that `via` leads to: its packets pass here as they are, its replies do
+    /// not. As [`insert`](Self::insert) else.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn insert_forwarded(
+        &self,
+        original: &Tuple,
+        via: NextHop,
+        service: Option<u32>,
+        now_s: u32,
+    ) -> Result<Inserted, InsertError> {
+        let tuples = [*original, original.reversed()];
+        self.inner.insert(&Facts { tuples, service, now_s, via: Some(via) }, 0)
     }
 
     /// Notes a packet with its TCP control bits. `false` if the connection is gone.
@@ -271,10 +293,12 @@ impl Inner {
         self.chains.find(self.chains.of(tuple), |index, which| {
             let entry = self.entry(index)?;
             let (tuples, generation) = holds(entry, which, tuple)?;
-            let state = State::from_bits(entry.word());
+            let word = entry.word();
+            let state = State::from_bits(word);
+            let via = if tcp::is_forwarded(word) { Some(entry.read_via(generation)?) } else { None };
             let direction = if which == 0 { Direction::Original } else { Direction::Reply };
             let conn = ConnRef { index, generation };
-            (state != State::Free).then_some(Found { conn, direction, tuples, state })
+            (state != State::Free).then_some(Found { conn, direction, tuples, state, via })
         })
     }
 
@@ -319,7 +343,10 @@ impl Inner {
         }
         // Before anything is written there: a process that dies here leaves a place that is looked at.
         self.map.use_up_to(place);
-        let state = tcp::initial(tuples[0].proto, flags);
+        let state = match facts.via {
+            Some(_) => tcp::initial_forwarded(),
+            None => tcp::initial(tuples[0].proto, flags),
+        };
         let generation =
             self.map.entries()[place as usize].fill(facts, |generation| tagged(state, generation));
         self.ledger.began(place, Value::of(state, tuples[0].proto), source);

@@ -51,6 +51,33 @@ const FIN_FROM_REPLY: u32 = 1 << 8;
 const SYN_AGAIN: u32 = 1 << 9;
 /// Nothing has come back yet.
 pub(super) const ONE_WAY: u32 = 1 << 10;
+/// The connection is left to another node, which alone sees what comes back (docs/dsr.md).
+const FORWARDED: u32 = 1 << 11;
+
+/// Whether a connection is left to another node.
+pub(super) fn is_forwarded(word: u32) -> bool {
+    word & FORWARDED != 0
+}
+
+/// The state and flags of a connection that is left to another node, after its first packet.
+pub(super) fn initial_forwarded() -> u32 {
+    State::New as u32 | FORWARDED
+}
+
+/// As [`next`], of a connection of which only one direction is ever seen. What follows the first packet says that it was
+/// answered: a client sends no more than SYNs before. A client's FIN is all of the end that is seen.
+fn next_forwarded(word: u32, protocol: u8, flags: u8) -> u32 {
+    let has = |flag| protocol == proto::TCP && flags & flag != 0;
+    let state = match State::from_bits(word) {
+        _ if has(tcp_flags::RST) => State::Closed,
+        _ if has(tcp_flags::FIN) => State::FinWait,
+        // Perhaps the client begins anew; its node knows.
+        State::New | State::FinWait if has(tcp_flags::SYN) => State::New,
+        State::New => State::Established,
+        other => other,
+    };
+    state as u32 | FORWARDED
+}
 
 /// The state and flags of a connection whose first packet has these control bits.
 pub(super) fn initial(protocol: u8, flags: u8) -> u32 {
@@ -68,6 +95,9 @@ pub(super) fn initial(protocol: u8, flags: u8) -> u32 {
 /// The state and flags after a packet.
 pub(super) fn next(word: u32, protocol: u8, direction: Direction, flags: u8) -> u32 {
     let reply = direction == Direction::Reply;
+    if is_forwarded(word) {
+        return if reply { word } else { next_forwarded(word, protocol, flags) };
+    }
     let word = if reply { word & !ONE_WAY } else { word };
     let state = State::from_bits(word);
     if protocol != proto::TCP {
@@ -160,6 +190,35 @@ mod tests {
     fn a_connection_first_seen_at_its_end_does_not_last() {
         assert_eq!(run(&[(Original, FIN | ACK)]), State::FinWait);
         assert_eq!(run(&[(Original, FIN | ACK), (Reply, FIN | ACK)]), State::TimeWait);
+    }
+
+    #[test]
+    fn of_a_connection_left_to_another_node_the_clients_side_says_all() {
+        let run = |protocol, packets: &[u8]| {
+            let word = initial_forwarded();
+            let word = packets.iter().fold(word, |word, flags| next(word, protocol, Original, *flags));
+            assert!(is_forwarded(word));
+            State::from_bits(word)
+        };
+        assert_eq!(run(proto::TCP, &[]), State::New);
+        assert_eq!(run(proto::TCP, &[SYN]), State::New, "a SYN sent again");
+        assert_eq!(run(proto::TCP, &[ACK]), State::Established);
+        assert_eq!(run(proto::TCP, &[ACK, SYN]), State::Established);
+        assert_eq!(run(proto::TCP, &[ACK, FIN | ACK]), State::FinWait);
+        assert_eq!(
+            run(proto::TCP, &[ACK, FIN | ACK, ACK]),
+            State::FinWait,
+            "the last ACK, or a half-closed one's"
+        );
+        assert_eq!(run(proto::TCP, &[ACK, FIN | ACK, SYN]), State::New);
+        assert_eq!(run(proto::TCP, &[ACK, RST]), State::Closed);
+        assert_eq!(run(proto::UDP, &[]), State::New);
+        assert_eq!(run(proto::UDP, &[0]), State::Established);
+        assert_eq!(
+            next(initial_forwarded(), proto::TCP, Reply, RST),
+            initial_forwarded(),
+            "none is ever seen"
+        );
     }
 
     #[test]

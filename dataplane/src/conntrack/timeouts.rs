@@ -1,6 +1,6 @@
 //! How long a connection lasts without a packet (RFC 4787 section 4.3, RFC 5382 section 5, RFC 5508 section 3.2).
 
-use super::tcp::{ONE_WAY, State};
+use super::tcp::{ONE_WAY, State, is_forwarded};
 use crate::wire::proto;
 
 /// Seconds without a packet after which a connection is forgotten. Defaults are the kernel's
@@ -116,7 +116,7 @@ impl Timeouts {
     /// How long a connection with this word lasts.
     pub(super) fn of_word(&self, protocol: u8, word: u32) -> u32 {
         let lasts_s = self.of(protocol, State::from_bits(word));
-        let silent = protocol == proto::TCP && word & ONE_WAY != 0;
+        let silent = protocol == proto::TCP && word & ONE_WAY != 0 && !is_forwarded(word);
         if silent { lasts_s.min(self.tcp_unacknowledged_s) } else { lasts_s }
     }
 

@@ -14,7 +14,7 @@ pub(super) enum Value {
     /// Not yet seen to be agreed on: a SYN, answered or not, without the ACK that completes the handshake; a
     /// TCP connection found under way of which one side has been silent; a datagram without an answer.
     Opening = 2,
-    /// Datagrams both ways.
+    /// Datagrams both ways; a connection left to another node, after its first packets.
     Conversation = 3,
     /// TCP of which one side has sent FIN.
     Closing = 4,
@@ -32,6 +32,8 @@ impl Value {
             State::Free => Value::Free,
             State::TimeWait | State::Closed => Value::Over,
             State::New | State::SynReceived => Value::Opening,
+            // Its client alone has made it what it is.
+            _ if tcp::is_forwarded(word) => Value::Conversation,
             _ if word & tcp::ONE_WAY != 0 => Value::Opening,
             State::FinWait => Value::Closing,
             State::Established if protocol == proto::TCP => Value::Established,

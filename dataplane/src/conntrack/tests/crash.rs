@@ -79,6 +79,23 @@ fn killed_while_inserting() {
 }
 
 #[test]
+fn killed_while_inserting_what_is_left_to_another_node() {
+    let original = tuple(9, 1, proto::TCP);
+    let stores = kill_everywhere(
+        |table| {
+            insert_forwarded(table, &original, 103).unwrap();
+        },
+        |now| {
+            if let Some(found) = now.get(&original) {
+                assert_eq!((found.tuples[1], found.via), (original.reversed(), Some(via())));
+                assert_eq!((found.created_s, found.state), (103, State::New));
+            }
+        },
+    );
+    assert!(stores > 25, "{stores} stores");
+}
+
+#[test]
 fn killed_while_removing() {
     let original = tuple(2, 0, proto::TCP);
     let stores = kill_everywhere(

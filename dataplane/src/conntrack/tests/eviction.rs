@@ -49,6 +49,21 @@ fn established_connections_give_way_only_after_the_time_of_rfc_5382() {
     assert_eq!(listed(&table).values().filter(|c| c.state == State::Established).count(), 3);
 }
 
+/// Its client alone makes it what it is, so it is worth less than what both sides took part in.
+#[test]
+fn what_is_left_to_another_node_gives_way_as_a_conversation_does() {
+    let table = heap(2);
+    established(&table, 1, 100);
+    let left = tuple(2, 0, proto::TCP);
+    let conn = insert_forwarded(&table, &left, 100).unwrap().conn;
+    table.update(conn, proto::TCP, Direction::Original, ACK, 100);
+    check(&table);
+    assert_eq!(insert(&table, &tuple(9, 0, proto::TCP), SYN, 108), Err(InsertError::Full));
+    assert!(insert(&table, &tuple(9, 0, proto::TCP), SYN, 109).unwrap().evicted);
+    assert_eq!(table.lookup(&left), None);
+    check(&table);
+}
+
 #[test]
 fn a_full_table_gives_up_conversations_only_when_they_are_idle() {
     let table = heap(2);

@@ -11,7 +11,7 @@ use super::tuple::Tuple;
 use super::value::Value;
 use super::{InsertError, Inserted, Timeouts};
 use crate::wire::proto;
-use fairway_tables::Ip;
+use fairway_tables::{Ip, NextHop, NextHopKind, PortId};
 use std::collections::BTreeMap;
 
 /// A client's tuple to one of several servers.
@@ -35,6 +35,15 @@ fn insert(table: &Conntrack, original: &Tuple, flags: u8, now_s: u32) -> Result<
     table.insert(original, &reply(original), flags, Some(7), now_s)
 }
 
+/// The way to the node that connections are left to.
+fn via() -> NextHop {
+    NextHop::new(NextHopKind::Tunnel, Ip([3; 16]), PortId(1))
+}
+
+fn insert_forwarded(table: &Conntrack, original: &Tuple, now_s: u32) -> Result<Inserted, InsertError> {
+    table.insert_forwarded(original, via(), Some(7), now_s)
+}
+
 fn heap(capacity: u32) -> Conntrack {
     Conntrack::heap(capacity, Timeouts::default()).unwrap()
 }
@@ -46,6 +55,7 @@ fn worth(connection: &Connection) -> Value {
         State::Free => Value::Free,
         State::TimeWait | State::Closed => Value::Over,
         State::New | State::SynReceived => Value::Opening,
+        _ if connection.via.is_some() => Value::Conversation,
         _ if !connection.replied => Value::Opening,
         State::FinWait => Value::Closing,
         State::Established if connection.tuples[0].proto == proto::TCP => Value::Established,

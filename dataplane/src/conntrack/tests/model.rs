@@ -15,6 +15,8 @@ pub(super) enum Op {
         server: u16,
         udp: bool,
         flags: u8,
+        /// It is left to another node.
+        left: bool,
     },
     /// A packet of the connection that is the n-th, counted round.
     Update {
@@ -39,8 +41,8 @@ pub(super) enum Op {
 pub(super) fn op() -> impl Strategy<Value = Op> {
     let flags = || prop::sample::select(vec![SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST]);
     prop_oneof![
-        6 => (0u16..12, 0u16..30, any::<bool>(), flags())
-            .prop_map(|(client, server, udp, flags)| Op::Insert { client, server, udp, flags }),
+        6 => (0u16..12, 0u16..30, any::<bool>(), flags(), prop::bool::weighted(0.3))
+            .prop_map(|(client, server, udp, flags, left)| Op::Insert { client, server, udp, flags, left }),
         6 => (any::<usize>(), any::<bool>(), flags())
             .prop_map(|(nth, reply, flags)| Op::Update { nth, reply, flags }),
         1 => (any::<bool>(), flags()).prop_map(|(reply, flags)| Op::Stale { reply, flags }),
@@ -62,9 +64,9 @@ impl Run {
         let before = listed(&self.table);
         let nth = |n: usize| before.values().nth(n % before.len().max(1)).copied();
         match *op {
-            Op::Insert { client, server, udp, flags } => {
+            Op::Insert { client, server, udp, flags, left } => {
                 let original = tuple(client, server, if udp { proto::UDP } else { proto::TCP });
-                self.insert(&original, flags, &before);
+                self.insert(&original, flags, left, &before);
             }
             Op::Update { nth: n, reply, flags } => {
                 let Some(connection) = nth(n) else { return };
@@ -94,7 +96,7 @@ impl Run {
                 let after = listed(&self.table);
                 let lives = |c: &Connection| {
                     let lasts_s = Timeouts::default().of(c.tuples[0].proto, c.state);
-                    let silent = c.tuples[0].proto == proto::TCP && !c.replied;
+                    let silent = c.tuples[0].proto == proto::TCP && !c.replied && c.via.is_none();
                     let lasts_s = if silent { lasts_s.min(300) } else { lasts_s };
                     self.now_s.wrapping_sub(c.last_seen_s) as i32 <= lasts_s as i32
                 };
@@ -105,7 +107,7 @@ impl Run {
         }
     }
 
-    fn insert(&mut self, original: &Tuple, flags: u8, before: &BTreeMap<Tuple, Connection>) {
+    fn insert(&mut self, original: &Tuple, flags: u8, left: bool, before: &BTreeMap<Tuple, Connection>) {
         let inner = self.table.inner();
         let source = inner.source(&[*original, *original]);
         let own = |c: &Connection| worth(c) == Value::Opening && inner.source(&c.tuples) == source;
@@ -113,7 +115,10 @@ impl Run {
         let idle_s = |c: &Connection| self.now_s.wrapping_sub(c.last_seen_s) as i32;
         let any = |value: Value| before.values().any(|c| worth(c) == value);
         let had_room = before.len() < CAPACITY as usize && openings < 16;
-        let result = insert(&self.table, original, flags, self.now_s);
+        let result = match left {
+            true => insert_forwarded(&self.table, original, self.now_s),
+            false => insert(&self.table, original, flags, self.now_s),
+        };
         let after = listed(&self.table);
         let gone: Vec<&Connection> = before.values().filter(|c| !after.contains_key(&c.tuples[0])).collect();
         match result {
@@ -121,7 +126,9 @@ impl Run {
                 assert!(!before.contains_key(original));
                 let new = &after[original];
                 assert_eq!(new.conn, conn);
-                assert_eq!((new.tuples[1], new.service), (reply(original), Some(7)));
+                let (back, way) =
+                    if left { (original.reversed(), Some(via())) } else { (reply(original), None) };
+                assert_eq!((new.tuples[1], new.service, new.via), (back, Some(7), way));
                 assert_eq!((new.created_s, new.last_seen_s, new.replied), (self.now_s, self.now_s, false));
                 assert_eq!(evicted, !had_room, "something makes room exactly where there is none");
                 assert_eq!(gone.len(), usize::from(evicted));
