@@ -190,7 +190,11 @@ fn services(services: Vec<types::Service>) {
 fn policy(s: &types::Service) -> String {
     let mut words = Vec::new();
     if s.external {
-        words.push(if s.local_backends.is_some() { "Local" } else { "Cluster" });
+        let is_local = s.local_backends.is_some() && s.forwarding != "dsr";
+        words.push(if is_local { "Local" } else { "Cluster" });
+    }
+    if s.forwarding != "nat" {
+        words.push(&s.forwarding);
     }
     if s.balancer != "random" {
         words.push(&s.balancer);

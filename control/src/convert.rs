@@ -108,6 +108,9 @@ pub enum Problem {
     /// Not a way to choose a backend.
     #[error("'{0}' is not a way to choose backends; use random or maglev")]
     BadBalancer(String),
+    /// See the message.
+    #[error("'{0}' is not a way to forward; use nat or dsr")]
+    BadForwarding(String),
     /// Not a mode of a load balancer's address.
     #[error("'{0}' is not a mode of a load balancer's address; use VIP or Proxy")]
     BadIpMode(String),

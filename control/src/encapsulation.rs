@@ -38,6 +38,11 @@ impl Encapsulation {
         }
     }
 
+    /// Whether it is VXLAN, in whatever layout.
+    pub fn is_vxlan(self) -> bool {
+        matches!(self, Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. })
+    }
+
     /// The network identifier and UDP port of VXLAN, where `own` are the node's.
     pub fn vxlan(self, own: (u32, u16)) -> Option<(u32, u16)> {
         match self {

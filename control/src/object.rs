@@ -159,6 +159,8 @@ pub struct Service {
     pub health_check_node_port: u16,
     /// Annotation `fairway.io/load-balancer` is maglev.
     pub maglev: bool,
+    /// Annotation `fairway.io/forwarding` is dsr.
+    pub dsr: bool,
 }
 
 impl Service {
@@ -166,6 +168,12 @@ impl Service {
     pub fn is_external(&self) -> bool {
         let node_ports = self.ports.iter().any(|port| port.node_port != 0);
         node_ports || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
+
+    /// Whether backends on other nodes are to answer clients outside themselves. Under `externalTrafficPolicy: Local` there
+    /// are none.
+    pub fn uses_dsr(&self) -> bool {
+        self.dsr && !self.external_local && self.is_external()
     }
 }
 

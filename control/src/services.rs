@@ -5,10 +5,13 @@ use crate::convert::{Checked, Problem, fail, ip, name_of, namespace_of, plural, 
 use crate::object::{Object, Service, ServicePort};
 use fairway_tables::{Ip, Prefix};
 use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeMap;
 
 /// Annotation that says how backends are chosen: `random` (the default) or `maglev`.
 pub const BALANCER: &str = "fairway.io/load-balancer";
+/// Annotation that says how packets get to backends on other nodes: `nat` (the default) or `dsr`.
+pub const FORWARDING: &str = "fairway.io/forwarding";
 /// Labels of Services and EndpointSlices that the cluster's own proxy leaves alone.
 const LEFT_TO_OTHERS: [&str; 2] =
     ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
@@ -49,7 +52,8 @@ pub fn service(service: &v1::Service) -> Checked<Object> {
         out.health_check_node_port = health_check_node_port(spec, &out.ports)?;
     }
     out.affinity_timeout_s = affinity(spec)?;
-    out.maglev = is_maglev(&service.metadata)?;
+    out.maglev = annotation(&service.metadata, BALANCER, ["random", "maglev"], Problem::BadBalancer)?;
+    out.dsr = annotation(&service.metadata, FORWARDING, ["nat", "dsr"], Problem::BadForwarding)?;
     Ok(Object::Service(out))
 }
 
@@ -156,13 +160,17 @@ fn health_check_node_port(spec: &v1::ServiceSpec, ports: &[ServicePort]) -> Chec
     }
 }
 
-fn is_maglev(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Checked<bool> {
-    match metadata.annotations.as_ref().and_then(|all| all.get(BALANCER)).map(String::as_str) {
-        None | Some("random") => Ok(false),
-        Some("maglev") => Ok(true),
-        Some(other) => {
-            fail(format!("metadata.annotations[{BALANCER}]"), Problem::BadBalancer(other.to_owned()))
-        }
+/// Whether an annotation has the second of the values that it may have, instead of the first, its default.
+fn annotation(
+    metadata: &ObjectMeta,
+    name: &str,
+    [default, other]: [&str; 2],
+    problem: fn(String) -> Problem,
+) -> Checked<bool> {
+    match metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str) {
+        None => Ok(false),
+        Some(text) if text == default || text == other => Ok(text == other),
+        Some(text) => fail(format!("metadata.annotations[{name}]"), problem(text.to_owned())),
     }
 }
 

@@ -78,8 +78,8 @@ fn service() -> impl Strategy<Value = Object> {
     let addresses = (proptest::collection::vec(1u8..4, 0..3), external(), external());
     let range = prop_oneof![Just("192.0.2.0/24"), Just("10.0.0.0/8"), Just("fd00::/8")];
     let ranges = proptest::collection::vec(range, 0..2);
-    (0u8..3, addresses, ports, 0u32..2, ranges, any::<[bool; 4]>()).prop_map(
-        |(s, (ips, external_ips, balancer_ips), ports, affinity, ranges, [a, b, c, d])| {
+    (0u8..3, addresses, ports, 0u32..2, ranges, any::<[bool; 5]>()).prop_map(
+        |(s, (ips, external_ips, balancer_ips), ports, affinity, ranges, [a, b, c, d, dsr])| {
             let v4 = |list: Vec<[u8; 4]>| list.into_iter().map(Ip::v4).collect();
             Object::Service(Service {
                 namespace: "default".into(),
@@ -100,6 +100,7 @@ fn service() -> impl Strategy<Value = Object> {
                 source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
                 health_check_node_port: if c { 32_000 } else { 0 },
                 maglev: d,
+                dsr,
             })
         },
     )

@@ -80,6 +80,8 @@ pub(crate) trait Parcel: Copy + Into<Stored> {
         way: &Way,
         now: Now,
     ) -> Result<Self::Entry, DropReason>;
+    /// Of an ICMP error, the tuple of the packets that those answered which it speaks of.
+    fn about(&self, frame: &Frame) -> Option<Tuple>;
     /// Translates an ICMP error about a translated packet.
     fn translate(&mut self, worker: &mut WorkerState, frame: &mut Frame) -> Result<(), DropReason>;
     /// Answers what was sent to the gateway's own address.
@@ -194,6 +196,10 @@ impl Parcel for Parsed {
         now: Now,
     ) -> Result<FlowEntry, DropReason> {
         walk::compile(worker, self, bound, way, now)
+    }
+
+    fn about(&self, frame: &Frame) -> Option<Tuple> {
+        walk::about(frame, self)
     }
 
     fn translate(&mut self, worker: &mut WorkerState, frame: &mut Frame) -> Result<(), DropReason> {
@@ -316,6 +322,10 @@ impl Parcel for Parsed6 {
         now: Now,
     ) -> Result<FlowEntry6, DropReason> {
         walk::compile6(worker, self, bound, way, now)
+    }
+
+    fn about(&self, frame: &Frame) -> Option<Tuple> {
+        walk::about6(frame, self)
     }
 
     fn translate(&mut self, worker: &mut WorkerState, frame: &mut Frame) -> Result<(), DropReason> {

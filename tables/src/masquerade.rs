@@ -13,6 +13,8 @@ pub struct Masquerade {
     pub families: u32,
     /// How many of `cluster` count.
     pub count: u32,
+    /// How many of these, the first ones, are pools of pods' addresses.
+    pub pools: u32,
     /// Destinations that see pods' own addresses: the pools of the cluster's pods, and what the operator adds
     /// (ip-masq-agent's `nonMasqueradeCIDRs`).
     pub cluster: [Prefix; Masquerade::MAX],
@@ -27,7 +29,8 @@ impl Masquerade {
     pub const V6: u32 = 2;
 
     /// No pods' sources are translated.
-    pub const NOTHING: Masquerade = Masquerade { families: 0, count: 0, cluster: [Prefix::ZERO; Self::MAX] };
+    pub const NOTHING: Masquerade =
+        Masquerade { families: 0, count: 0, pools: 0, cluster: [Prefix::ZERO; Self::MAX] };
 
     /// Translates the families of these bits except towards `cluster`; `None` if that is more than
     /// [`MAX`](Self::MAX) prefixes.
@@ -35,6 +38,17 @@ impl Masquerade {
         let mut record = Masquerade { families, count: cluster.len() as u32, ..Self::NOTHING };
         record.cluster.get_mut(..cluster.len())?.copy_from_slice(cluster);
         Some(record)
+    }
+
+    /// The same where the first `pools` prefixes are pools of pods' addresses.
+    pub fn with_pools(self, pools: u32) -> Masquerade {
+        Masquerade { pools: pools.min(self.count), ..self }
+    }
+
+    /// Whether `ip` is an address of a pool of pods.
+    pub fn is_in_pool(&self, ip: Ip) -> bool {
+        let pools = self.pools.min(self.count) as usize;
+        self.cluster.iter().take(pools).any(|prefix| prefix.contains(ip))
     }
 
     /// Whether `ip` is one of the destinations that see pods' own addresses.
@@ -60,6 +74,9 @@ mod tests {
         assert!(record.translates(ip("203.0.113.1")) && !record.translates(ip("10.244.7.7")));
         assert!(!record.translates(ip("2001:db8::1")), "only IPv4 is asked for");
         assert!(record.is_in_cluster(ip("fd00::7")) && !record.is_in_cluster(ip("fd01::7")));
+        assert!(!record.is_in_pool(ip("10.244.7.7")));
+        let record = record.with_pools(1);
+        assert!(record.is_in_pool(ip("10.244.7.7")) && !record.is_in_pool(ip("fd00::7")));
         assert_eq!(Masquerade::new(3, &[cluster[0]; Masquerade::MAX + 1]), None);
         assert!(!Masquerade::NOTHING.translates(ip("203.0.113.1")), "nothing set, nothing done");
     }

@@ -218,6 +218,10 @@ pub struct Tunnel {
     pub remote_mac: Mac,
     /// Inner Ethernet source: this node's VTEP address.
     pub local_mac: Mac,
+    /// The remote node's address at which its node ports are reached over IPv4: its first InternalIP. Unspecified: none.
+    pub node_ports: Ip,
+    /// The same over IPv6.
+    pub node_ports6: Ip,
 }
 
 /// Key of a [`Neighbour`].
@@ -287,7 +291,7 @@ pub struct Service {
     /// Number that stays with the service port as long as it lives, the same for all its addresses of one family.
     pub id: u32,
     /// Bits: [`Service::ENDPOINTS_ELSEWHERE`], [`Service::MASQUERADE`], [`Service::EXTERNAL`], [`Service::LOCAL`],
-    /// [`Service::SOURCE_RANGES`], [`Service::MAGLEV`].
+    /// [`Service::SOURCE_RANGES`], [`Service::MAGLEV`], [`Service::DSR`].
     pub flags: u32,
     /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0 is no affinity.
     pub affinity_timeout_s: u32,
@@ -309,6 +313,9 @@ impl Service {
     pub const SOURCE_RANGES: u32 = 16;
     /// A flow's hash chooses the backend by a Maglev table, the same on every node; else chance does.
     pub const MAGLEV: u32 = 32;
+    /// Clients that are neither pods nor nodes are answered straight from the backend's node, which sees their addresses
+    /// (docs/dsr.md): for backends elsewhere there is a way to their node, and this node's own are listed apart.
+    pub const DSR: u32 = 64;
 }
 
 /// One ready endpoint of a service port.

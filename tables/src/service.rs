@@ -1,14 +1,15 @@
 //! What stands behind a service port's record: its backends, the sources that it admits, and for Maglev the tables that
 //! choose. All of it lies in one block of the arena, so that publishing the record publishes one version of everything:
-//! backends for any client, backends for clients from outside, source ranges, then a table for each list of backends.
+//! backends for any client, backends for clients from outside, source ranges, ways to the nodes of the former, then a table
+//! for each list of backends.
 
 use crate::layout::{Backends, ServiceValue};
 use crate::maglev;
-use crate::record::{Backend, Service};
+use crate::record::{Backend, NextHop, Service};
 use crate::region::{Region, WriteRegion};
 use crate::sync::Ordering;
 use crate::view::Shared;
-use crate::{Ip, Prefix};
+use crate::{Ip, NextHopKind, PortId, Prefix};
 
 /// Slots of the arena that a Maglev table takes, four places to a word.
 const TABLE_SLOTS: usize = (2 * maglev::SIZE).div_ceil(Backends::STRIDE);
@@ -18,10 +19,16 @@ const TABLE_SLOTS: usize = (2 * maglev::SIZE).div_ceil(Backends::STRIDE);
 pub struct Targets {
     /// The backends, for every client but those of `local`.
     pub cluster: Vec<Backend>,
-    /// Under [`Service::LOCAL`], the backends for clients that are neither pods nor this node.
+    /// Under [`Service::LOCAL`], the backends for clients that are neither pods nor this node; under [`Service::DSR`], this
+    /// node's own.
     pub local: Vec<Backend>,
     /// Under [`Service::SOURCE_RANGES`], the only clients that are admitted.
     pub source_ranges: Vec<Prefix>,
+    /// Under [`Service::DSR`], for each of `cluster` the tunnel to its node, or [`NextHopKind::Local`] for this node. Any
+    /// other: packets to it are translated here as without DSR.
+    ///
+    /// [`NextHopKind::Local`]: crate::NextHopKind::Local
+    pub ways: Vec<NextHop>,
 }
 
 impl From<Vec<Backend>> for Targets {
@@ -54,9 +61,13 @@ impl Targets {
         let mut slots = first..;
         let backends = self.cluster.iter().chain(&self.local);
         backends.zip(&mut slots).for_each(|(backend, slot)| region.write(arena.at(slot), backend));
+        let value = self.value(service, first);
         let ranges = self.source_ranges.iter();
         ranges.zip(&mut slots).for_each(|(range, slot)| region.write(arena.at(slot), range));
-        let value = self.value(service, first);
+        let unknown = NextHop::new(NextHopKind::Unreachable, Ip::UNSPECIFIED, PortId::NONE);
+        for (i, slot) in (0..value.ways() as usize).zip(&mut slots) {
+            region.write(arena.at(slot), self.ways.get(i).unwrap_or(&unknown));
+        }
         for (list, set) in [(&self.cluster, value.cluster()), (&self.local, value.local())] {
             let Some(table) = set.table else { continue };
             for (word, places) in tables.of(list).chunks(4).enumerate() {
@@ -83,6 +94,16 @@ impl ServiceValue {
         self.cluster.saturating_add(self.local)
     }
 
+    /// Ways to backends.
+    fn ways(&self) -> u32 {
+        if self.service.flags & Service::DSR != 0 { self.cluster } else { 0 }
+    }
+
+    /// First slot of the ways.
+    fn ways_begin(&self) -> u32 {
+        self.first + self.backends() + self.source_ranges
+    }
+
     fn has_table(&self, count: u32) -> bool {
         count > 0 && self.service.flags & Service::MAGLEV != 0
     }
@@ -90,12 +111,12 @@ impl ServiceValue {
     /// Slots of the arena that the service takes.
     pub(crate) fn slots(&self) -> u32 {
         let tables = [self.cluster, self.local].iter().filter(|count| self.has_table(**count)).count();
-        let lists = self.backends().saturating_add(self.source_ranges);
+        let lists = self.backends().saturating_add(self.source_ranges).saturating_add(self.ways());
         lists.saturating_add((tables * TABLE_SLOTS) as u32)
     }
 
     fn tables_begin(&self) -> u32 {
-        self.first + self.backends() + self.source_ranges
+        self.ways_begin() + self.ways()
     }
 
     pub(crate) fn cluster(&self) -> Extent {
@@ -144,7 +165,7 @@ impl<'a> ServiceView<'a> {
         BackendSet { tables: self.tables, extent: self.value.cluster() }
     }
 
-    /// Under [`Service::LOCAL`], the backends for clients that are neither pods nor this node.
+    /// The backends apart; see [`Targets::local`].
     #[inline]
     pub fn local(&self) -> BackendSet<'a> {
         BackendSet { tables: self.tables, extent: self.value.local() }
@@ -162,12 +183,26 @@ impl<'a> ServiceView<'a> {
         (first..first + value.source_ranges).map(|slot| tables.region.read(tables.layout.backends.at(slot)))
     }
 
+    /// Under [`Service::DSR`], how to reach the node of each backend for any client; see [`Targets::ways`].
+    pub fn ways(&self) -> impl Iterator<Item = NextHop> + use<'a> {
+        let this = *self;
+        (0..this.value.ways() as usize).filter_map(move |i| this.way(i))
+    }
+
+    /// Number `i` of the [`ways`](Self::ways).
+    pub fn way(&self, i: usize) -> Option<NextHop> {
+        let ServiceView { tables, value } = self;
+        let slot = |i: usize| tables.layout.backends.at(value.ways_begin() + i as u32);
+        (i < value.ways() as usize).then(|| tables.region.read(slot(i)))
+    }
+
     /// All of what the service leads to.
     pub fn targets(&self) -> Targets {
         Targets {
             cluster: self.cluster().iter().collect(),
             local: self.local().iter().collect(),
             source_ranges: self.source_ranges().collect(),
+            ways: self.ways().collect(),
         }
     }
 }
@@ -239,3 +274,4 @@ impl<'a> BackendSet<'a> {
 }
 
 const _: () = assert!(size_of::<Prefix>() <= Backends::STRIDE, "a range fits a backend's slot");
+const _: () = assert!(size_of::<NextHop>() <= Backends::STRIDE, "a way fits a backend's slot");

@@ -26,7 +26,7 @@ fn a_maglev_service_chooses_in_each_of_its_lists_and_the_same_in_every_process()
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::open(dir.path(), Capacities::default()).unwrap();
     let ranges = vec!["192.0.2.0/24".parse().unwrap()];
-    let targets = Targets { cluster: backends(9), local: backends(2), source_ranges: ranges };
+    let targets = Targets { cluster: backends(9), local: backends(2), source_ranges: ranges, ways: vec![] };
     writer.apply(&[maglev(targets.clone())]).unwrap();
     let service = writer.view().service(&key()).unwrap();
     assert_eq!(service.targets(), targets);

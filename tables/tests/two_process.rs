@@ -109,9 +109,15 @@ fn batch(round: u32) -> Vec<Op> {
             port: PortId(round as u16),
             remote_mac: Mac([2, 0, 0, 0, 0, round as u8]),
             local_mac: Mac([2, 0, 0, 0, 0, round as u8]),
+            node_ports: stamped(round, i),
+            node_ports6: Ip::UNSPECIFIED,
         };
         let key = ServiceKey::new(remote(i), 80, 6);
-        let service = Service { id: round, flags: round & !Service::MAGLEV, affinity_timeout_s: round };
+        let service = Service {
+            id: round,
+            flags: round & !(Service::MAGLEV | Service::DSR),
+            affinity_timeout_s: round,
+        };
         let backend = Backend { ip: stamped(round, i), port: round as u16, flags: round as u16 };
         // Each object is absent in one round of eight.
         if (round as u16).wrapping_add(i).is_multiple_of(8) {

@@ -140,9 +140,10 @@ impl Core {
                 external: has(Service::EXTERNAL),
                 masquerade: has(Service::MASQUERADE),
                 balancer: if has(Service::MAGLEV) { "maglev" } else { "random" }.to_owned(),
+                forwarding: if has(Service::DSR) { "dsr" } else { "nat" }.to_owned(),
                 source_ranges: view.source_ranges().map(|range| range.to_string()).collect(),
                 backends: listed(view.cluster()),
-                local_backends: has(Service::LOCAL).then(|| listed(view.local())),
+                local_backends: (has(Service::LOCAL) || has(Service::DSR)).then(|| listed(view.local())),
             }
         };
         services.into_iter().map(one).collect()

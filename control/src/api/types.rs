@@ -179,11 +179,14 @@ pub struct Service {
     pub masquerade: bool,
     /// `random` or `maglev`.
     pub balancer: String,
+    /// `nat`, or `dsr`: clients from outside are answered straight from the backend's node.
+    pub forwarding: String,
     /// The only clients admitted; empty: all.
     pub source_ranges: Vec<String>,
     /// Endpoints in use.
     pub backends: Vec<Backend>,
-    /// Under `externalTrafficPolicy: Local`, those in use for clients that are neither pods nor this node.
+    /// Under `externalTrafficPolicy: Local`, those in use for clients that are neither pods nor this node; with DSR, those of
+    /// this node.
     pub local_backends: Option<Vec<Backend>>,
 }
 

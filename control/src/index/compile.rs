@@ -1,6 +1,7 @@
 //! The compiler: what each object, or this node itself, contributes to the tables. Pure functions of the
 //! index's state but for the numbers they claim; the union over all sources is the model.
 
+use super::dsr::node_ports_at;
 use super::masquerade::everything;
 use super::pools::{underlay_of, vtep_mac};
 use super::{DirectRoutes, Index, Source};
@@ -153,12 +154,16 @@ impl Index {
             let hop = NextHop::new(NextHopKind::Gateway, next_hop, UPLINK_PORT);
             out.insert(Key::Route(Prefix::host(vtep)), Value::Route(hop));
         }
-        let tunnelled = ways.iter().any(|(_, encapsulation)| *encapsulation != Encapsulation::Direct);
+        let dsr = self.uses_dsr();
+        let tunnelled = dsr || ways.iter().any(|(_, encapsulation)| *encapsulation != Encapsulation::Direct);
         if let (Some(next_hop), true) = (next_hop, tunnelled) {
             // A node whose ranges are in two VXLAN networks is reached through the first; `pending` says so.
-            let vxlan = ways.iter().find_map(|(_, way)| way.vxlan(self.own_vxlan()));
-            let (vni, udp_port) = vxlan.unwrap_or_default();
-            let is_flannel = ways.iter().any(|(_, way)| matches!(way, Encapsulation::FlannelVxlan { .. }));
+            let vxlan = ways.iter().map(|(_, way)| *way).find(|way| way.is_vxlan());
+            // Services with DSR need one where pods do not.
+            let vxlan = vxlan.or_else(|| dsr.then(|| self.dsr_vxlan(node)));
+            let (vni, udp_port) = vxlan.and_then(|way| way.vxlan(self.own_vxlan())).unwrap_or_default();
+            let is_flannel = matches!(vxlan, Some(Encapsulation::FlannelVxlan { .. }));
+            let node_ports = |is_v4| node_ports_at(node, is_v4).unwrap_or(Ip::UNSPECIFIED);
             let tunnel = tables::Tunnel {
                 local: underlay_of(local, vtep.is_v4()).unwrap_or(local.internal_ips[0]),
                 next_hop,
@@ -167,6 +172,8 @@ impl Index {
                 port: UPLINK_PORT,
                 remote_mac: vtep_mac(node, is_flannel),
                 local_mac: vtep_mac(local, is_flannel),
+                node_ports: node_ports(true),
+                node_ports6: node_ports(false),
             };
             out.insert(Key::Tunnel(vtep), Value::Tunnel(tunnel));
         }

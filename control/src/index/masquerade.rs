@@ -45,6 +45,11 @@ impl Index {
         !self.masquerade_configs.is_empty() || pool.is_none_or(|pool| pool.nat_outgoing)
     }
 
+    /// Ranges of pods' addresses. Disabled pools often stand for ranges outside.
+    fn pools_of_pods(&self) -> BTreeSet<Prefix> {
+        self.pools().filter(|pool| !pool.disabled).flat_map(|pool| pool.cidrs.iter()).copied().collect()
+    }
+
     /// Destinations that see pods' own addresses, beside those that tunnels lead to.
     fn non_masquerade_cidrs(&self) -> BTreeSet<Prefix> {
         let pools = self.pools().flat_map(|pool| pool.cidrs.iter());
@@ -62,8 +67,11 @@ impl Index {
         let families = [(true, Masquerade::V4), (false, Masquerade::V6)];
         let families = families.into_iter().filter(|(is_v4, _)| self.masquerades(node, *is_v4));
         let families: u32 = families.map(|(_, bit)| bit).sum();
-        let cidrs: Vec<Prefix> = self.non_masquerade_cidrs().into_iter().take(Masquerade::MAX).collect();
+        let (all, pools) = (self.non_masquerade_cidrs(), self.pools_of_pods());
+        let cidrs: Vec<Prefix> =
+            pools.iter().chain(all.difference(&pools)).copied().take(Masquerade::MAX).collect();
         if let Some(record) = Masquerade::new(families, &cidrs) {
+            let record = record.with_pools(pools.len() as u32);
             out.insert(Key::Masquerade, Value::Masquerade(Box::new(record)));
         }
         for is_v4 in [true, false] {

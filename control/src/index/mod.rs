@@ -5,6 +5,7 @@
 
 mod alloc;
 mod compile;
+mod dsr;
 mod enis;
 mod facts;
 mod fallback;
@@ -122,6 +123,8 @@ pub struct Index {
     uplink: Option<u32>,
     /// Addresses of this node on which node ports answer.
     node_port_ips: BTreeSet<Ip>,
+    /// Services whose backends answer straight from their nodes.
+    dsr_services: BTreeSet<Name>,
     /// Ports of the links that are this node's ENIs.
     eni_ports: BTreeMap<u32, PortId>,
     /// Slice names by the service that they belong to.
@@ -182,6 +185,7 @@ impl Index {
             facts: Facts::default(),
             uplink: None,
             node_port_ips: BTreeSet::new(),
+            dsr_services: BTreeSet::new(),
             eni_ports: BTreeMap::new(),
             waiting_for_port: BTreeSet::new(),
             freed_port: false,
@@ -237,8 +241,11 @@ impl Index {
                 let ips = node.underlay().map(|ip| (ip, name.clone())).collect();
                 let old = self.nodes.insert(name.clone(), node);
                 self.list_node_ips(old.as_ref(), ips);
-                if name == self.config.node && old.as_ref() != self.nodes.get(&name) {
-                    self.services_touched(dirty);
+                if old.as_ref() != self.nodes.get(&name) {
+                    self.dsr_touched(dirty);
+                    if name == self.config.node {
+                        self.services_touched(dirty);
+                    }
                 }
                 self.node_touched(&name, dirty);
             }
@@ -270,6 +277,7 @@ impl Index {
             Object::Service(service) => {
                 let key = (service.namespace.clone(), service.name.clone());
                 self.services.insert(key.clone(), service);
+                self.track_dsr(&key, dirty);
                 dirty.insert(Source::Service(key.0, key.1));
             }
             Object::EndpointSlice(slice) => {
@@ -291,6 +299,9 @@ impl Index {
             Kind::Node => {
                 let old = self.nodes.remove(&key.name);
                 self.list_node_ips(old.as_ref(), BTreeSet::new());
+                if old.is_some() {
+                    self.dsr_touched(dirty);
+                }
                 if key.name == self.config.node && old.is_some() {
                     self.services_touched(dirty);
                 }
@@ -318,6 +329,7 @@ impl Index {
             }
             Kind::Service => {
                 self.services.remove(&name);
+                self.track_dsr(&name, dirty);
                 dirty.insert(Source::Service(name.0, name.1));
             }
             Kind::EndpointSlice => {
@@ -416,6 +428,7 @@ impl Index {
         dirty.insert(Source::Local);
         dirty.extend(self.nodes.keys().map(|name| Source::Node(name.clone())));
         dirty.insert(Source::Pools);
+        self.dsr_touched(dirty);
         for ifindex in self.uplink.iter().chain(self.eni_ports.keys()) {
             dirty.extend(self.facts.routes.through(*ifindex).map(Source::Kernel));
         }

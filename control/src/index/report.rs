@@ -200,6 +200,7 @@ impl Index {
         self.pending_kernel_routes(&mut push);
         self.pending_enis(&mut push);
         self.pending_masquerade(&mut push);
+        self.pending_dsr(&mut push);
         out
     }
 

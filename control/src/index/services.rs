@@ -8,7 +8,7 @@ use crate::model::{Key, Value};
 use crate::object::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 use crate::selection::{self, Candidate, Hint, Policies};
 use fairway_tables as tables;
-use fairway_tables::{Backend, Ip, Prefix, ServiceKey, Targets};
+use fairway_tables::{Backend, Ip, NextHop, Prefix, ServiceKey, Targets};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,6 +54,8 @@ impl Here<'_> {
 /// The endpoints of a service port that this node uses, by the policy of the traffic.
 struct Chosen {
     cluster: Vec<Backend>,
+    /// The ways to the nodes of `cluster`, where the service uses DSR.
+    ways: Vec<NextHop>,
     local: Vec<Backend>,
     /// Whether any could be used anywhere.
     anywhere: bool,
@@ -80,10 +82,12 @@ impl Index {
         let slices: Vec<&EndpointSlice> = slices_of(&self.slices_by_service, &self.slices, key).collect();
         let policies = Policies {
             internal_local: service.internal_local,
-            external_local: service.external_local,
+            // Whoever gets packets of another node by DSR gives them to backends of its own.
+            external_local: service.external_local || service.dsr,
             external: service.is_external(),
         };
         let sources = self.admitted(service);
+        let dsr_ips = if service.uses_dsr() { self.dsr_node_ports() } else { BTreeSet::new() };
         // What is sent to other ports of a cluster address is refused.
         for (ip, port) in service.cluster_ips.iter().zip(service.ports.iter().cycle()) {
             let Some(id) = self.service_ids.claim(&ServiceKey::new(*ip, port.port, port.proto)) else {
@@ -100,13 +104,18 @@ impl Index {
                 // A family without a cluster address has no other either.
                 let Some(first) = cluster_ips.first() else { continue };
                 let first = ServiceKey::new(*first, port.port, port.proto);
-                let chosen = choose(&slices, port, is_v4, here, policies);
+                let (mut chosen, nodes) = choose(&slices, port, is_v4, here, policies);
+                if service.uses_dsr() {
+                    let backends = chosen.cluster.iter().zip(nodes);
+                    chosen.ways = backends.map(|(backend, node)| self.dsr_way(node, backend.ip)).collect();
+                }
                 let mut put = |ip: Ip, number: u16, frontend: Frontend| {
                     let table_key = ServiceKey::new(ip, number, port.proto);
                     let owner = if frontend == Frontend::Cluster { table_key } else { first };
                     let Some(id) = self.service_ids.claim(&owner) else { return };
+                    let dsr = service.uses_dsr() && (frontend != Frontend::NodePort || dsr_ips.contains(&ip));
                     let sources = sources.iter().filter(|range| range.addr().is_v4() == is_v4).copied();
-                    let (flags, targets) = record(service, frontend, &chosen, sources.collect());
+                    let (flags, targets) = record(service, frontend, dsr, &chosen, sources.collect());
                     let record =
                         tables::Service { id, flags, affinity_timeout_s: service.affinity_timeout_s };
                     // Of two claims of one service to an address, the first in this order holds.
@@ -203,7 +212,7 @@ impl Index {
 }
 
 /// The slices of a service.
-fn slices_of<'a>(
+pub(super) fn slices_of<'a>(
     by_service: &'a BTreeMap<Name, BTreeSet<String>>,
     slices: &'a BTreeMap<Name, EndpointSlice>,
     service: &'a Name,
@@ -219,8 +228,14 @@ fn is_private_to_host(ip: Ip) -> bool {
         || ip.as_v4().is_some_and(|octets| octets[..2] == [169, 254])
 }
 
-/// Flags and targets of one address of a service.
-fn record(service: &Service, frontend: Frontend, chosen: &Chosen, sources: Vec<Prefix>) -> (u32, Targets) {
+/// Flags and targets of one address of a service, which uses DSR there or does not.
+fn record(
+    service: &Service,
+    frontend: Frontend,
+    dsr: bool,
+    chosen: &Chosen,
+    sources: Vec<Prefix>,
+) -> (u32, Targets) {
     use tables::Service as Record;
     let mut targets = Targets { cluster: chosen.cluster.clone(), ..Targets::default() };
     let mut flags = match frontend {
@@ -233,9 +248,15 @@ fn record(service: &Service, frontend: Frontend, chosen: &Chosen, sources: Vec<P
             targets.local.clone_from(&chosen.local);
             Record::EXTERNAL | Record::LOCAL
         }
+        _ if dsr => {
+            targets.local.clone_from(&chosen.local);
+            targets.ways.clone_from(&chosen.ways);
+            Record::EXTERNAL | Record::MASQUERADE | Record::DSR
+        }
         _ => Record::EXTERNAL | Record::MASQUERADE,
     };
-    let lacks = targets.cluster.is_empty() || (flags & Record::LOCAL != 0 && targets.local.is_empty());
+    let has_own = flags & (Record::LOCAL | Record::DSR) != 0;
+    let lacks = targets.cluster.is_empty() || (has_own && targets.local.is_empty());
     if lacks && chosen.anywhere {
         flags |= Record::ENDPOINTS_ELSEWHERE;
     }
@@ -250,27 +271,27 @@ fn record(service: &Service, frontend: Frontend, chosen: &Chosen, sources: Vec<P
 }
 
 /// The endpoints that answer one port of a service: of slices of the address family and ports of the same name and
-/// protocol, those that this node uses, sorted, without repeats.
-fn choose(
-    slices: &[&EndpointSlice],
+/// protocol, those that this node uses, sorted, without repeats; and the nodes of those for any client.
+fn choose<'a>(
+    slices: &[&'a EndpointSlice],
     port: &ServicePort,
     is_v4: bool,
     here: Here<'_>,
     policies: Policies,
-) -> Chosen {
-    let mut seen: BTreeMap<Backend, Candidate> = BTreeMap::new();
+) -> (Chosen, Vec<&'a str>) {
+    let mut seen: BTreeMap<Backend, (Candidate, &str)> = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.is_v4 == is_v4) {
         for target in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
             for endpoint in &slice.endpoints {
                 let backend = Backend { ip: endpoint.ip, port: target.port, flags: 0 };
-                let candidate = here.sees(endpoint);
+                let candidate = (here.sees(endpoint), &*endpoint.node);
                 // Two slices may have one address: an endpoint moves from one to the other, or a pod has got the
                 // address of one that is still terminating. What does not terminate counts, as with kube-proxy.
                 match seen.entry(backend) {
                     Entry::Vacant(place) => {
                         place.insert(candidate);
                     }
-                    Entry::Occupied(mut place) if place.get().terminating && !candidate.terminating => {
+                    Entry::Occupied(mut place) if place.get().0.terminating && !candidate.0.terminating => {
                         place.insert(candidate);
                     }
                     Entry::Occupied(_) => {}
@@ -278,8 +299,11 @@ fn choose(
             }
         }
     }
-    let (backends, candidates): (Vec<Backend>, Vec<Candidate>) = seen.into_iter().unzip();
+    let (backends, seen): (Vec<Backend>, Vec<(Candidate, &str)>) = seen.into_iter().unzip();
+    let (candidates, nodes): (Vec<Candidate>, Vec<&str>) = seen.into_iter().unzip();
     let selection = selection::select(&candidates, policies);
     let of = |places: Vec<usize>| places.into_iter().map(|place| backends[place]).collect();
-    Chosen { cluster: of(selection.cluster), local: of(selection.local), anywhere: selection.anywhere }
+    let nodes = selection.cluster.iter().map(|place| nodes[*place]).collect();
+    let (cluster, local) = (of(selection.cluster), of(selection.local));
+    (Chosen { cluster, ways: Vec::new(), local, anywhere: selection.anywhere }, nodes)
 }

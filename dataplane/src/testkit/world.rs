@@ -132,6 +132,13 @@ pub mod addr {
         [192, 168, 77, 2 + n]
     }
 
+    /// IPv6 address of remote node `n` on the uplink.
+    pub fn node6(n: u8) -> [u8; 16] {
+        let mut ip = NODE6;
+        ip[15] = 2 + n;
+        ip
+    }
+
     /// Address of pod `host` on remote node `n`.
     pub fn remote_pod(n: u8, host: u8) -> [u8; 4] {
         [10, 245, n, host]
@@ -279,6 +286,8 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
             port: addr::UPLINK,
             remote_mac: addr::node_vtep(n),
             local_mac: addr::VTEP,
+            node_ports: node,
+            node_ports6: Ip(addr::node6(n)),
         };
         ops.push(Op::SetTunnel(node, tunnel));
         let key = NeighbourKey { ip: node, port: addr::UPLINK, reserved: 0 };

@@ -113,8 +113,9 @@ fn binding(
         flags,
         conn,
         conn_generation,
-        // A TCP flow's next packet is told to the connection table too: it may complete the handshake.
-        touched: now.tick().wrapping_sub(u32::from(bound.arrives.proto == proto::TCP)),
+        // A TCP flow's next packet is told to the connection table too: it may complete the handshake. And any flow's that
+        // is left to another node: it says that there was an answer.
+        touched: now.tick().wrapping_sub(u32::from(bound.arrives.proto == proto::TCP || bound.via.is_some())),
         template,
         out_port: way.port.0,
         mtu: way.mtu.min(u32::from(u16::MAX)) as u16,

@@ -1,6 +1,7 @@
 //! The connection that a packet belongs to: a known one keeps its binding whatever the tables now say (I6);
 //! a new one is bound here.
 
+use super::dsr;
 use super::service::{self, Candidates, Choice};
 use super::snat::{self, Sources};
 use crate::clock::Now;
@@ -11,7 +12,7 @@ use crate::parse::Ingress;
 use crate::state::WorkerState;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
-use fairway_tables::{DropReason, PortKind, ServiceView, View};
+use fairway_tables::{DropReason, NextHop, PortKind, ServiceView, View};
 
 /// What a packet's connection makes of it.
 pub(crate) struct Bound {
@@ -21,13 +22,15 @@ pub(crate) struct Bound {
     pub(crate) leaves: Tuple,
     /// The connection, and the packet's direction in it.
     pub(crate) conn: Option<(ConnRef, Direction)>,
+    /// The node that the connection is left to, and the way there: its packets go there as they are.
+    pub(crate) via: Option<NextHop>,
     /// The service that decided, and whose change may make the decision another.
     pub(crate) dependency: Dependency,
 }
 
 /// For packets that belong to no connection.
 pub(super) fn untracked(tuple: Tuple) -> Bound {
-    Bound { arrives: tuple, leaves: tuple, conn: None, dependency: Dependency::NONE }
+    Bound { arrives: tuple, leaves: tuple, conn: None, via: None, dependency: Dependency::NONE }
 }
 
 pub(super) fn find_or_begin(
@@ -39,7 +42,9 @@ pub(super) fn find_or_begin(
 ) -> Result<Bound, DropReason> {
     let tuple = packet.tuple();
     if let Some(found) = worker.conntrack.lookup(&tuple) {
-        let reused = opens(packet) && found.state.may_be_reused();
+        // What another node left to this one is not left to a third.
+        let sent_on = found.via.is_some() && packet.outer().is_some();
+        let reused = opens(packet) && found.state.may_be_reused() || sent_on;
         if !reused && !lost_its_backend(tables, &found, &tuple, packet) && !lost_its_source(tables, &found) {
             return Ok(known(worker, tables, &found, tuple, packet, now));
         }
@@ -59,12 +64,15 @@ fn lost_its_backend(tables: View<'_>, found: &Found, tuple: &Tuple, packet: &imp
     if found.direction == Direction::Reply || (tuple.proto == proto::TCP && !opens(packet)) {
         return false;
     }
+    if let Some(via) = found.via {
+        return dsr::find(tables, packet).is_some_and(|service| dsr::way_to(service, via.addr).is_none());
+    }
     let leaves = found.translated();
     let listed = |service: ServiceView<'_>| {
         let sets = [service.cluster(), service.local()];
         sets.iter().any(|set| set.position(leaves.dst, leaves.dport).is_some())
     };
-    leaves != *tuple && service::find(tables, tuple).is_some_and(|service| !listed(service))
+    leaves != *tuple && dsr::find(tables, packet).is_some_and(|service| !listed(service))
 }
 
 /// Whether a connection leaves with an address of this node that it does not have any more. No reply would come.
@@ -83,15 +91,17 @@ fn known(
 ) -> Bound {
     worker.conntrack.update(found.conn, tuple.proto, found.direction, packet.tcp_flags(), now.seconds);
     let leaves = found.translated();
-    // Only a request's translation follows from a service (see `lost_its_backend`).
-    let dependency = match found.direction {
-        Direction::Original if leaves.dst != tuple.dst || leaves.dport != tuple.dport => {
-            service::find(tables, &tuple)
-                .map_or(Dependency::ANY_SERVICE, |service| Dependency::service(service.service().id))
-        }
-        _ => Dependency::NONE,
+    // Only a request's translation follows from a service (see `lost_its_backend`), or what takes its place.
+    let is_translated = leaves.dst != tuple.dst || leaves.dport != tuple.dport || found.via.is_some();
+    let is_request = found.direction == Direction::Original && is_translated;
+    let service = if is_request { dsr::find(tables, packet) } else { None };
+    let dependency = match service {
+        Some(service) => Dependency::service(service.service().id),
+        None if is_request => Dependency::ANY_SERVICE,
+        None => Dependency::NONE,
     };
-    Bound { arrives: tuple, leaves, conn: Some((found.conn, found.direction)), dependency }
+    let via = dsr::way_of(service, found);
+    Bound { arrives: tuple, leaves, conn: Some((found.conn, found.direction)), via, dependency }
 }
 
 /// Begins the connection of a packet that belongs to none.
@@ -112,18 +122,30 @@ fn begin(
     let candidates = Candidates::of(worker, tables, ingress, packet, now)?;
     let choice = match &candidates {
         Some(candidates) => candidates.choice(0).ok_or(DropReason::NoBackend)?,
-        None => Choice { leaves: tuple, masquerade: false },
+        None => Choice { leaves: tuple, masquerade: false, via: None },
     };
     let id = candidates.as_ref().map(Candidates::id);
-    let secret = worker.conntrack.secret();
-    let sources = Sources::of(tables, ingress, &tuple, choice.leaves, choice.masquerade, secret)?;
-    match insert(&worker.conntrack, packet, sources, id, now)? {
+    let is_delivered = candidates.is_some_and(|candidates| candidates.is_delivered);
+    let inserted = match choice.via {
+        Some(via) => {
+            let inserted = worker.conntrack.insert_forwarded(&tuple, via, id, now.seconds);
+            new(inserted, tuple)
+        }
+        None => {
+            let secret = worker.conntrack.secret();
+            let sources = Sources::of(tables, ingress, &tuple, choice.leaves, choice.masquerade, secret)?;
+            insert(&worker.conntrack, packet, sources, id, now)
+        }
+    };
+    match inserted? {
         New::Inserted(Inserted { conn, evicted }, leaves) => {
             worker.counters.add(Counter::ConntrackNew, 1);
             worker.counters.add(Counter::ConntrackEvicted, u64::from(evicted));
+            worker.counters.add(Counter::DsrForwarded, u64::from(choice.via.is_some()));
+            worker.counters.add(Counter::DsrDelivered, u64::from(is_delivered));
             let dependency = id.map_or(Dependency::NONE, Dependency::service);
             let conn = Some((conn, Direction::Original));
-            Ok(Bound { arrives: tuple, leaves, conn, dependency })
+            Ok(Bound { arrives: tuple, leaves, conn, via: choice.via, dependency })
         }
         New::Exists(found) => Ok(known(worker, tables, &found, tuple, packet, now)),
     }

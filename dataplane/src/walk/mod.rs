@@ -1,10 +1,11 @@
 //! Tier 2: a packet's whole way through the tables, one stage per file, in this order:
-//! [`source`] (may it come from there?), [`connection`] (known? else [`service`] and a new one; for an ICMP error
+//! [`source`] (may it come from there?), [`connection`] (known? else [`service`] and a new one, perhaps with [`dsr`]; for an ICMP error
 //! [`related`]: does it speak of a known one? [`snat`]: does it leave with another source?), [`route`] (where to, and through what neighbour or tunnel?), [`compile`]
 //! (the flow entry that says all this). Both address families go the same way.
 
 mod compile;
 mod connection;
+mod dsr;
 mod related;
 mod route;
 mod service;
@@ -13,7 +14,7 @@ mod source;
 
 pub(crate) use compile::{compile, compile6};
 pub(crate) use connection::Bound;
-pub(crate) use related::{translate, translate6};
+pub(crate) use related::{about, about6, translate, translate6};
 pub(crate) use route::Way;
 
 use crate::clock::Now;
@@ -42,7 +43,7 @@ pub(crate) fn walk<P: Parcel>(
     packet: &P,
     now: Now,
 ) -> Result<Outcome<P::Entry>, DropReason> {
-    source::check(tables, ingress, packet)?;
+    source::check(worker, tables, ingress, packet, None)?;
     if is_for_the_gateway(worker, tables, &packet.tuple()) {
         return Ok(Outcome::Gateway);
     }
@@ -66,9 +67,15 @@ pub(crate) fn walk_single<P: Parcel>(
     frame: &mut Frame,
     now: Now,
 ) -> Result<Outcome<P::Entry>, DropReason> {
-    source::check(tables, ingress, packet)?;
+    let about = packet.about(frame);
+    source::check(worker, tables, ingress, packet, about.as_ref())?;
     if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
+    }
+    if let Some(via) = dsr::way_of_error(worker, packet, about.as_ref())? {
+        let bound = Bound { via: Some(via), ..connection::untracked(packet.tuple()) };
+        let way = route::resolve(tables, ingress, &bound)?;
+        return packet.compile(worker, &bound, &way, now).map(Outcome::Forward);
     }
     packet.translate(worker, frame)?;
     way_of(worker, tables, ingress, packet, now).map(Outcome::Forward)

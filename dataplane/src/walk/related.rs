@@ -11,6 +11,30 @@ use fairway_pmd::Frame;
 use fairway_tables::stats::Counter;
 use fairway_tables::{DropReason, Ip};
 
+/// The tuple of the packets that those answered which an ICMP error speaks of.
+pub(crate) fn about(frame: &Frame, parsed: &Parsed) -> Option<Tuple> {
+    let start = usize::from(parsed.l2) + ETH_LEN;
+    let packet = frame.bytes().get(start..start + usize::from(parsed.ip_len))?;
+    let message = packet.get(usize::from(parsed.ip_header_len)..)?;
+    if parsed.key.proto() != proto::ICMP || message.len() < icmp::LEN || !icmp::is_error(message[0]) {
+        return None;
+    }
+    let quoted = icmp::Quoted::parse(&message[icmp::LEN..])?;
+    Some(Tuple::of(&FlowKey::new(quoted.src, quoted.dst, quoted.ports, quoted.proto, 0, 0)).reversed())
+}
+
+/// As [`about`], for ICMPv6.
+pub(crate) fn about6(frame: &Frame, parsed: &Parsed6) -> Option<Tuple> {
+    let start = usize::from(parsed.l2) + ETH_LEN;
+    let packet = frame.bytes().get(start..start + usize::from(parsed.ip_len))?;
+    let message = packet.get(usize::from(parsed.l4)..)?;
+    if parsed.key.proto() != proto::ICMPV6 || message.len() < icmpv6::LEN || !icmpv6::is_error(message[0]) {
+        return None;
+    }
+    let (src, dst, quoted) = icmpv6::quoted(&message[icmpv6::LEN..])?;
+    Some(Tuple::of6(&FlowKey6::new(src, dst, quoted.ports, quoted.proto, 0, 0)).reversed())
+}
+
 /// Translates an ICMP error as a reply of the connection that its quotation belongs to, if there is one. Other
 /// messages stay as they are.
 ///

@@ -20,12 +20,16 @@ pub(crate) struct Way {
     pub(crate) encapsulation: u32,
 }
 
-/// The way out of packets of a connection. Where a route has several next hops, the tuple with which they leave chooses;
+/// The way out of packets of a connection. One that is left to another node has its own. Where a route has several next hops, the tuple with which they leave chooses;
 /// what a pod whose address belongs to an uplink sends out of the node without encapsulation leaves there, whatever the
 /// route says.
 pub(super) fn resolve(tables: View<'_>, ingress: &Ingress, bound: &Bound) -> Result<Way, DropReason> {
     let leaves = &bound.leaves;
     let dst = leaves.dst;
+    if let Some(via) = bound.via {
+        let kind = via.kind().filter(|kind| kind.is_tunnel()).ok_or(DropReason::NoTunnel)?;
+        return tunnel(tables, &tables.settings(), via.addr, kind);
+    }
     let hop = tables.route_for(dst, leaves.path_hash()).ok_or(DropReason::NoRoute)?;
     let settings = tables.settings();
     let kind = hop.kind().ok_or(DropReason::NoRoute)?;

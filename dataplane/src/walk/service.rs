@@ -14,17 +14,21 @@
 //! finds its way back to it. A pod with a NIC of its own always is, be it client or backend: it and the network
 //! answer each other past the engine.
 //!
+//! Of a service with DSR (docs/dsr.md) other stations see the same, but are never masqueraded where a backend is on this node
+//! or its node can be reached by a tunnel; and a node uses its own backends alone for what another has sent it so.
+//!
 //! Beyond that a client that would reach itself is masqueraded, and what this node sends from its address among the
 //! pods never needs to be: every node finds its way back. Which endpoints a list holds, control has decided.
 
-use super::snat;
+use super::{dsr, snat};
 use crate::clock::Now;
 use crate::conntrack::Tuple;
 use crate::family::Parcel;
 use crate::parse::Ingress;
 use crate::state::WorkerState;
 use fairway_tables::{
-    BackendSet, DropReason, Ip, NextHopKind, PortKind, Prefix, Service, ServiceKey, ServiceView, View,
+    BackendSet, DropReason, Ip, NextHop, NextHopKind, PortKind, Prefix, Service, ServiceKey, ServiceView,
+    View,
 };
 
 /// The service that the destination names, if any. What is sent to an address that has services, but to none of their
@@ -43,12 +47,19 @@ enum Client {
     Node,
     /// Anybody else.
     Outside,
+    /// The same, through another node, which leaves the choice and the answer to this one.
+    Delivered,
 }
 
 impl Client {
-    fn of(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -> Client {
+    fn of(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel, dsr: bool) -> Client {
         match ingress.kind {
             PortKind::Pod => Client::Pod,
+            PortKind::Uplink
+                if dsr && packet.outer().is_some() && dsr::is_foreign(tables, packet.tuple().src) =>
+            {
+                Client::Delivered
+            }
             PortKind::Uplink if packet.outer().is_some() => Client::Pod,
             PortKind::Uplink => Client::Outside,
             // The kernel also forwards what others sent.
@@ -59,7 +70,7 @@ impl Client {
 }
 
 /// Whether the address is one of the node's own: those have a route to the host each.
-fn is_of_this_node(tables: View<'_>, ip: Ip) -> bool {
+pub(super) fn is_of_this_node(tables: View<'_>, ip: Ip) -> bool {
     let paths = tables.exact_paths(&Prefix::host(ip));
     paths.and_then(|paths| paths.only()).is_some_and(|hop| hop.kind() == Some(NextHopKind::Host))
 }
@@ -72,6 +83,8 @@ pub(super) struct Choice {
     /// The backend must see one of this node's own addresses instead of the client's: its replies would not pass here
     /// otherwise.
     pub(super) masquerade: bool,
+    /// The tunnel to the backend's node, which is left the rest: the packet goes there as it is.
+    pub(super) via: Option<NextHop>,
 }
 
 /// The backends among which one is chosen for a new connection.
@@ -81,6 +94,10 @@ pub(super) struct Candidates<'a> {
     tuple: Tuple,
     first: usize,
     masquerade: bool,
+    /// For a client that is answered straight from a backend's node: the ways there.
+    dsr: Option<ServiceView<'a>>,
+    /// Whether another node left the connection to this one.
+    pub(super) is_delivered: bool,
     tables: View<'a>,
 }
 
@@ -98,12 +115,18 @@ impl<'a> Candidates<'a> {
         now: Now,
     ) -> Result<Option<Candidates<'a>>, DropReason> {
         let tuple = packet.tuple();
-        let Some(view) = find(tables, &tuple) else { return Ok(None) };
+        let Some(view) = dsr::find(tables, packet) else { return Ok(None) };
         let service = view.service();
         let has = |flag| service.flags & flag != 0;
-        let client = Client::of(tables, ingress, packet);
-        let is_local = has(Service::LOCAL) && client == Client::Outside;
+        let client = Client::of(tables, ingress, packet, has(Service::DSR));
+        let is_local = match client {
+            Client::Delivered => true,
+            Client::Outside => has(Service::LOCAL),
+            _ => false,
+        };
         let backends = if is_local { view.local() } else { view.cluster() };
+        let by_dsr = has(Service::DSR) && client == Client::Outside && ingress.kind == PortKind::Uplink;
+        let dsr = (by_dsr && dsr::is_foreign(tables, tuple.src)).then_some(view);
         if backends.is_empty() && !has(Service::ENDPOINTS_ELSEWHERE) {
             return Err(DropReason::NoBackend);
         }
@@ -116,6 +139,7 @@ impl<'a> Candidates<'a> {
         let masquerade = match client {
             Client::Pod if snat::is_bound(tables, tuple.src) => false,
             Client::Pod if snat::has_own_nic(tables, tuple.src) => true,
+            Client::Delivered => false,
             _ if has(Service::MASQUERADE) => true,
             Client::Pod => false,
             Client::Node => true,
@@ -123,9 +147,11 @@ impl<'a> Candidates<'a> {
         };
         let settings = tables.settings();
         let returns = tuple.src == settings.router_ip || tuple.src == settings.router_ip6;
-        let first = first(worker, &service, &backends, &tuple, now);
+        let is_delivered = client == Client::Delivered;
+        let all = is_delivered.then(|| view.cluster());
+        let first = first(worker, &service, &backends, all, &tuple, now);
         let masquerade = masquerade && !returns;
-        Ok(Some(Candidates { service, backends, tuple, first, masquerade, tables }))
+        Ok(Some(Candidates { service, backends, tuple, first, masquerade, dsr, is_delivered, tables }))
     }
 
     /// The number of the service.
@@ -135,20 +161,34 @@ impl<'a> Candidates<'a> {
 
     /// Choice number `attempt`, from 0: the first is the one to take, further ones follow it in order.
     pub(super) fn choice(&self, attempt: usize) -> Option<Choice> {
-        let backend = self.backends.get((self.first + attempt) % self.backends.len())?;
+        let number = (self.first + attempt) % self.backends.len();
+        let backend = self.backends.get(number)?;
+        let way = self.dsr.and_then(|service| service.way(number));
+        if let Some(via) = way.filter(|way| dsr::is_tunnel(way) && !self.is_clients(way)) {
+            return Some(Choice { leaves: self.tuple, masquerade: false, via: Some(via) });
+        }
+        let is_here = way.is_some_and(|way| way.kind() == Some(NextHopKind::Local));
         let leaves = Tuple { dst: backend.ip, dport: backend.port, ..self.tuple };
         // A pod that reaches itself would answer itself, past the engine; one with a NIC of its own whomever there.
         let answers_past = backend.ip == self.tuple.src || snat::has_own_nic(self.tables, backend.ip);
-        Some(Choice { leaves, masquerade: self.masquerade || answers_past })
+        Some(Choice { leaves, masquerade: self.masquerade && !is_here || answers_past, via: None })
+    }
+
+    /// Whether a way leads to the node that the client itself is.
+    fn is_clients(&self, way: &NextHop) -> bool {
+        let node = self.tables.tunnel(way.addr);
+        node.is_some_and(|node| [node.node_ports, node.node_ports6].contains(&self.tuple.src))
     }
 }
 
 /// Number of the backend to take: the one that the client was given last, if the service wants that and still has it;
-/// else the one that the flow's hash or chance says.
+/// else the one that the flow's hash or chance says. By hash it is the one that another node chose among `all`, if that is
+/// one of these.
 fn first(
     worker: &mut WorkerState,
     service: &Service,
     backends: &BackendSet<'_>,
+    all: Option<BackendSet<'_>>,
     tuple: &Tuple,
     now: Now,
 ) -> usize {
@@ -157,6 +197,10 @@ fn first(
     let last = if timeout_s > 0 { worker.affinity.find(id, client, timeout_s, now.seconds) } else { None };
     let first = last
         .and_then(|(ip, port)| backends.position(ip, port))
+        .or_else(|| {
+            let chosen = all.and_then(|all| all.get(all.maglev(tuple.path_hash())?))?;
+            backends.position(chosen.ip, chosen.port)
+        })
         .or_else(|| backends.maglev(tuple.path_hash()))
         .unwrap_or_else(|| worker.random_below(backends.len()));
     if let (true, Some(backend)) = (timeout_s > 0, backends.get(first)) {

@@ -1,15 +1,23 @@
 //! May this packet come from where it came? (RFC 2827, RFC 1812 section 5.3.7/5.3.8.)
 
-use super::service;
+use super::{dsr, service};
 use crate::conntrack::Tuple;
 use crate::family::Parcel;
 use crate::parse::Ingress;
+use crate::state::WorkerState;
 use crate::wire::{ipv4, ipv6};
 use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, PortKind, Settings, View};
 
 /// Refuses martians, pods that send from an address not theirs, nodes that send for pods not theirs through a tunnel,
-/// a host that sends from a pod's address, and what comes without encapsulation where it is due, or in transit.
-pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -> Result<(), DropReason> {
+/// a host that sends from a pod's address, and what comes without encapsulation where it is due, or in transit. `about` is
+/// the tuple of the packets that those answered which an ICMP error speaks of.
+pub(super) fn check(
+    worker: &WorkerState,
+    tables: View<'_>,
+    ingress: &Ingress,
+    packet: &impl Parcel,
+    about: Option<&Tuple>,
+) -> Result<(), DropReason> {
     let Tuple { src, dst, .. } = packet.tuple();
     if [src, dst].into_iter().any(|ip| is_martian(ip, ingress.kind)) {
         return Err(DropReason::Martian);
@@ -28,11 +36,16 @@ pub(super) fn check(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -
                 // Where several nodes lead to the source, each of them may have sent it.
                 let paths = tables.paths(src);
                 paths.is_some_and(|paths| paths.paths().iter().any(|path| way_back(path.next_hop)))
+                    || dsr::is_delivered(&worker.conntrack, tables, packet, about)
             }
-            None if is_taken_directly(tables, &packet.tuple()) && is_of_uplink(tables, ingress, dst) => {
+            None => {
+                let known = |about| dsr::knows(&worker.conntrack, about, dst);
+                let is_taken = is_taken_directly(tables, &packet.tuple()) || about.is_some_and(known);
+                if !is_taken || !is_of_uplink(tables, ingress, dst) {
+                    return Err(DropReason::NotForUs);
+                }
                 comes_directly(tables, ingress, src)
             }
-            None => return Err(DropReason::NotForUs),
         },
     };
     if honest { Ok(()) } else { Err(DropReason::SpoofedSource) }

@@ -1,6 +1,7 @@
 //! Frames that left, seen by an independent parser (etherparse).
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod dsr;
 pub(crate) mod rig;
 pub(crate) mod six;
 pub(crate) mod tuples;

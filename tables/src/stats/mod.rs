@@ -70,6 +70,10 @@ numbered! {
         FlowMisses = "flow-misses",
         /// Connections begun.
         ConntrackNew = "conntrack-new",
+        /// Connections to services begun that are left to a backend's node, which answers the client itself.
+        DsrForwarded = "dsr-forwarded",
+        /// Connections to services begun that another node left to this one.
+        DsrDelivered = "dsr-delivered",
         /// Connections that timed out.
         ConntrackExpired = "conntrack-expired",
         /// Connections that made room for new ones in a full table.

@@ -159,8 +159,9 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
     let backend = || (any_ip(), any::<u16>()).prop_map(|(ip, port)| Backend { ip, port, flags: 0 });
     let list = move || prop::collection::vec(backend(), 0..5);
     let targets = move || {
-        (list(), list(), prop::collection::vec(any_prefix(), 0..3))
-            .prop_map(|(cluster, local, source_ranges)| Targets { cluster, local, source_ranges })
+        (list(), list(), prop::collection::vec(any_prefix(), 0..3)).prop_map(
+            |(cluster, local, source_ranges)| Targets { cluster, local, source_ranges, ways: vec![] },
+        )
     };
     prop_oneof![
         1 => (any::<u32>(), any_mac()).prop_map(|(vni, mac)| Op::SetSettings(Settings {
@@ -187,11 +188,15 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         2 => neighbour().prop_map(Op::DelNeighbour),
         3 => (small_ip(), any_ip(), any_mac()).prop_map(|(remote, next_hop, mac)| Op::SetTunnel(remote, Tunnel {
             local: Ip::v4([192, 0, 2, 1]), next_hop, vni: 42, udp_port: 4789, port: PortId(0),
-            remote_mac: mac, local_mac: mac,
+            remote_mac: mac, local_mac: mac, node_ports: next_hop, node_ports6: Ip::UNSPECIFIED,
         })),
         2 => small_ip().prop_map(Op::DelTunnel),
         4 => (service(), any::<u32>(), targets()).prop_map(|(k, id, targets)| {
             Op::SetService(k, Service { id, flags: 0, affinity_timeout_s: 0 }, targets)
+        }),
+        2 => (service(), any::<u32>(), targets(), any_next_hop()).prop_map(|(k, id, targets, way)| {
+            let ways = vec![way; targets.cluster.len()];
+            Op::SetService(k, Service { id, flags: Service::DSR, affinity_timeout_s: 0 }, Targets { ways, ..targets })
         }),
         2 => service().prop_map(Op::DelService),
     ]
