@@ -275,6 +275,36 @@ static __always_inline int is_translated(const struct address *daddr, __u32 prot
 	return is_error(protocol, icmp->type) && is_error_about(range, protocol, icmp + 1, data_end);
 }
 
+// Whether a message is an ICMP error about a packet that a service sent from `daddr`.
+static __always_inline int is_about_service(const struct address *daddr, __u32 protocol, void *l4, void *data_end)
+{
+	struct frontend key = {.address = *daddr};
+	struct icmp *icmp = l4;
+	struct iphdr *ip = (void *)(icmp + 1);
+	struct ipv6hdr *ip6 = (void *)(icmp + 1);
+	struct ports *ports;
+
+	if ((protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6) || (void *)(icmp + 1) > data_end)
+		return 0;
+	if (!is_error(protocol, icmp->type))
+		return 0;
+	if (protocol == IPPROTO_ICMPV6) {
+		if ((void *)(ip6 + 1) > data_end)
+			return 0;
+		key.protocol = ip6->nexthdr;
+		ports = (void *)(ip6 + 1);
+	} else {
+		if ((void *)(ip + 1) > data_end)
+			return 0;
+		key.protocol = ip->protocol;
+		ports = (void *)ip + ip->ihl * 4;
+	}
+	if ((void *)(ports + 1) > data_end)
+		return 0;
+	key.port = ports->source;
+	return bpf_map_lookup_elem(&fw_frontends, &key) != 0;
+}
+
 static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 {
 	struct iphdr *ip = l3;
@@ -299,7 +329,8 @@ static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 	} else if (bpf_map_lookup_elem(&fw_protocols, &protocol) && bpf_map_lookup_elem(&fw_node_addrs, &daddr)) {
 		return 1;
 	}
-	if (is_translated(&daddr, protocol, l3 + header_bytes, data_end))
+	if (is_translated(&daddr, protocol, l3 + header_bytes, data_end) ||
+	    is_about_service(&daddr, protocol, l3 + header_bytes, data_end))
 		return 1;
 	return is_service(&daddr, protocol, l3 + header_bytes, data_end);
 }
@@ -317,13 +348,14 @@ static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
 	// Of all else extension headers, the fragment header among them, stay with the kernel.
 	if (ip->nexthdr == IPPROTO_UDP && is_tunnel(&daddr, ip + 1, data_end))
 		return 1;
-	if (is_translated(&daddr, ip->nexthdr, ip + 1, data_end))
+	if (is_translated(&daddr, ip->nexthdr, ip + 1, data_end) ||
+	    is_about_service(&daddr, ip->nexthdr, ip + 1, data_end))
 		return 1;
 	return is_service(&daddr, ip->nexthdr, ip + 1, data_end);
 }
 
 // What Fairway takes from a NIC: tunnels to this node, replies to what left with the node's address, packets to its pods
-// where they come without tunnel, and packets to the addresses and ports of services.
+// where they come without tunnel, packets to the addresses and ports of services, and errors about what these sent.
 static __always_inline int uplink_takes(void *data, void *data_end)
 {
 	struct ethhdr *eth = data;

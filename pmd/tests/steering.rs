@@ -225,6 +225,22 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
                 error_about6(ipv6([8; 16], 6, &udp_from(22))),
                 passed,
             ),
+            (
+                "an error about a service's TCP",
+                error_about(ipv4([8; 4], 6, 0, &[], &udp_from(30_000))),
+                taken,
+            ),
+            (
+                "an error about a service's UDP behind options",
+                error_about(ipv4([8; 4], 17, 0, &[1; 8], &udp_from(30_001))),
+                taken,
+            ),
+            (
+                "an error about a service's port of another protocol",
+                error_about(ipv4([8; 4], 17, 0, &[], &udp_from(30_000))),
+                passed,
+            ),
+            ("an ICMPv6 error about a service", error_about6(ipv6([8; 16], 132, &udp_from(30_000))), taken),
             ("an error cut short", ipv4(ENGINE, 1, 0, &[], &[3, 4, 0, 0, 0, 0, 0, 0, 0x45]), passed),
             ("a redirect is the kernel's", ipv4(ENGINE, 1, 0, &[], &[5; 64]), passed),
             ("a VLAN tag", ethernet(0x8100, &vlan), passed),
