@@ -9,7 +9,7 @@ PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-te
 
 .PHONY: help build demo demo-down test test-guest test-kills test-survival matrix
 .PHONY: model sanitize lint bench-engine bench-instructions bench-pktgen bench-churn
-.PHONY: bench-lpm bench-idle bench-handoff bench-services kube clean deps
+.PHONY: bench-lpm bench-idle bench-handoff bench-stages bench-services kube clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -78,6 +78,9 @@ bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, besid
 bench-idle: build ## Measure what adaptive polling takes when idle and adds to a first packet, at 2, 10 and 250 pods (root)
 	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
 	$(PKTGEN) idle --report bench-idle
+
+bench-stages: deps ## Measure each step of a packet's way by itself, with criterion
+	$(CARGO) bench -p fairway-bench --bench stages
 
 bench-handoff: deps ## Measure what it costs that a packet leaves by another worker's port
 	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
