@@ -9,7 +9,7 @@ PROGRAMS := -p fairway-cli -p fairway-control -p fairway-dataplane -p fairway-te
 
 .PHONY: help build demo demo-down test test-guest test-kills test-survival matrix
 .PHONY: model sanitize lint bench-engine bench-instructions bench-pktgen bench-churn
-.PHONY: bench-lpm bench-idle bench-handoff bench-stages bench-services kube clean deps
+.PHONY: bench-lpm bench-idle bench-handoff bench-paths bench-stages bench-services kube clean deps
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -63,6 +63,8 @@ bench-instructions: deps ## Count the engine's instructions per packet and compa
 # Bounded for a small machine: short trials, three sizes. docs/pktgen.md says how to measure thoroughly.
 PKTGEN = $(TARGET_DIR)/release/fairway-pktgen
 PKTGEN_METHOD = --trial-ms 100 --report bench-pktgen
+PATHS6 = same-node,vxlan,direct,clusterip,service-vxlan,nodeport,masquerade
+PATHS = $(PATHS6),ipip
 bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, beside peers (root)
 	@scripts/install-deps --peers
 	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
@@ -71,13 +73,23 @@ bench-pktgen: build ## Measure rate, latency and cost with fairway-pktgen, besid
 	$(PKTGEN) rfc2544 bench/scenarios/same-node.yaml --sizes 64,512,1468 $(PKTGEN_METHOD)
 	$(PKTGEN) rfc2544 bench/scenarios/same-node.yaml bench/scenarios/vxlan.yaml bench/scenarios/clusterip.yaml \
 		--device fairway --sizes 64,512,1468 --short --repeats 2 $(PKTGEN_METHOD)
-	$(PKTGEN) peers $(PKTGEN_METHOD)
+	$(PKTGEN) peers --paths same-node,clusterip,service-vxlan --services 1000 $(PKTGEN_METHOD)
 	$(PKTGEN) report $(FAIRWAY_REPORT_DIR)/bench-pktgen.json --html $(FAIRWAY_REPORT_DIR)/bench-pktgen.html \
 		--note "$$(uname -srm), $$(nproc) CPUs, $$(date -u +%FT%RZ); one engine worker on the last core, generator and sink on the first"
+	$(PKTGEN) targets $(FAIRWAY_REPORT_DIR)/bench-pktgen.json
 
 bench-idle: build ## Measure what adaptive polling takes when idle and adds to a first packet, at 2, 10 and 250 pods (root)
 	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
 	$(PKTGEN) idle --report bench-idle
+
+bench-paths: build ## Measure every path in both families through Fairway and the kernel, and what changing tables cost (root)
+	$(CARGO) build --release -p fairway-bench --bin fairway-pktgen
+	$(PKTGEN) peers --devices fairway,kernel --paths $(PATHS) --rounds 1 --trial-ms 100 --report bench-paths
+	$(PKTGEN) peers --devices fairway,kernel --paths $(PATHS6) --family ipv6 --size-bytes 84 --rounds 1 \
+		--trial-ms 100 --report bench-paths
+	for device in memory fairway; do \
+		$(PKTGEN) churn bench/scenarios/churn.yaml --device $$device --rounds 3 --report bench-paths || exit 1; \
+	done
 
 bench-stages: deps ## Measure each step of a packet's way by itself, with criterion
 	$(CARGO) bench -p fairway-bench --bench stages

@@ -6,6 +6,8 @@ use fairway_bench::pktgen::device::kernel::{KernelDevice, Rules};
 use fairway_bench::pktgen::device::wire::WireDevice;
 use fairway_bench::pktgen::device::{Bench, Device};
 use fairway_bench::pktgen::idle::switch;
+use fairway_bench::pktgen::paths::PathName;
+use fairway_bench::pktgen::run::DeviceName;
 use fairway_bench::pktgen::scenario::{Arrival, Scenario, TrialLimits};
 use fairway_bench::pktgen::trial::{Outcome, Trial};
 use fairway_tests::gate;
@@ -14,16 +16,16 @@ use std::time::{Duration, Instant};
 
 const PACKETS: u32 = 3000;
 
-fn scenario(changes_per_s: u32) -> Scenario {
-    let yaml = format!(
-        "name: all
-streams:
-- {{path: same-node, flows: 100}}
-- {{path: vxlan, flows: 100}}
-- {{path: clusterip, flows: 100, protocol: tcp}}
-frames: {{size_bytes: [76, 1468]}}
-tables: {{services: 4, backends: 2, changes_per_s: {changes_per_s}}}"
-    );
+/// Every path that a device has, in both families.
+fn scenario(device: DeviceName, tables: &str) -> Scenario {
+    let mut yaml = "name: all\nstreams:\n".to_owned();
+    for path in PathName::ALL.into_iter().filter(|path| device.has(*path)) {
+        yaml += &format!("- {{path: {path}, flows: 50, protocol: tcp}}\n- {{path: {path}, flows: 50}}\n");
+        if path != PathName::Ipip {
+            yaml += &format!("- {{path: {path}, flows: 50, family: ipv6}}\n");
+        }
+    }
+    yaml += &format!("frames: {{size_bytes: [84, 1448]}}\ntables: {{services: 4, backends: 2{tables}}}");
     Scenario::parse(Path::new("test.yaml"), &yaml).expect("a good scenario")
 }
 
@@ -50,7 +52,7 @@ fn fairways_programs_carry_all_paths_while_services_change() {
         return;
     }
     let _alone = gate::alone();
-    let scenario = scenario(10);
+    let scenario = scenario(DeviceName::Fairway, ", routes: 500, changes_per_s: 10, route_changes_per_s: 20");
     let device = FairwayDevice::start(&scenario).unwrap_or_else(|error| panic!("{error}"));
     let (outcome, words) = trial(Box::new(device), &scenario);
     all_arrived(&outcome);
@@ -65,9 +67,11 @@ fn the_kernel_as_a_peer_carries_the_same_packets() {
         return;
     }
     let _alone = gate::alone();
-    let scenario = scenario(0);
+    let scenario = scenario(DeviceName::Kernel, ", routes: 500, route_changes_per_s: 20");
     let device = KernelDevice::start(&scenario, Rules::Own).unwrap_or_else(|error| panic!("{error}"));
-    all_arrived(&trial(Box::new(device), &scenario).0);
+    let (outcome, words) = trial(Box::new(device), &scenario);
+    all_arrived(&outcome);
+    assert!(words.contains("changes of routes"), "{words}");
 }
 
 #[test]
@@ -76,7 +80,8 @@ fn a_wire_carries_everything_and_a_trial_on_it_ends_with_every_frame_home() {
         return;
     }
     let _alone = gate::alone();
-    let scenario = scenario(0);
+    let mut scenario = scenario(DeviceName::Wire, "");
+    scenario.senders = 2;
     let device = WireDevice::start(&scenario).unwrap_or_else(|error| panic!("{error}"));
     let (outcome, words) = trial(Box::new(device), &scenario);
     all_arrived(&outcome);

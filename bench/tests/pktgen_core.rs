@@ -1,28 +1,19 @@
 //! Generator and sink by themselves: what is sent is what the scenario says, and what is counted is what
 //! happened on the way.
 
+mod site;
+
 use fairway_bench::pktgen::frame::{STAMP_LEN, Stamp};
 use fairway_bench::pktgen::generator::{Generator, Packet};
-use fairway_bench::pktgen::paths::{PathName, Site};
+use fairway_bench::pktgen::paths::{Entry, PathName};
 use fairway_bench::pktgen::plan::Plan;
-use fairway_bench::pktgen::ranges::Addresses;
 use fairway_bench::pktgen::scenario::{Arrival, Scenario};
 use fairway_bench::pktgen::sink::{FlowAccount, Sink};
-use fairway_dataplane::wire::{ETH_LEN, checksum, ipv4, proto};
-use fairway_tables::Mac;
+use fairway_dataplane::wire::{ETH_LEN, checksum, ipv4, ipv6, proto};
 use proptest::prelude::*;
+use site::site;
 use std::collections::HashSet;
 use std::path::Path;
-
-const SITE: Site = Site {
-    client: [10, 244, 1, 10],
-    client_mac: Mac([0x0a, 0x58, 10, 244, 1, 10]),
-    server: [10, 244, 1, 11],
-    server_mac: Mac([0x0a, 0x58, 10, 244, 1, 11]),
-    gateway_mac: Mac([0xee; 6]),
-    remote_pods: Addresses { first: 0x0af4_0202, count: 200 },
-    services: Addresses { first: 0x0a60_000a, count: 4 },
-};
 
 fn parse(yaml: &str) -> Result<Scenario, String> {
     Scenario::parse(Path::new("test.yaml"), yaml).map_err(|error| error.to_string())
@@ -30,7 +21,7 @@ fn parse(yaml: &str) -> Result<Scenario, String> {
 
 fn generator(yaml: &str) -> Generator {
     let scenario = parse(yaml).expect("a good scenario");
-    let plan = Plan::new(&scenario, &SITE).expect("enough tuples");
+    let plan = Plan::new(&scenario, &site()).expect("enough tuples");
     Generator::new(&scenario, plan)
 }
 
@@ -86,6 +77,22 @@ fn a_wrong_scenario_is_refused_with_file_field_and_what_to_write_instead() {
             "name: x\nstreams: [{path: vxlan, protocol: tcp}]\nframes: {size_bytes: imix}",
             &["size_bytes is 64", "76", "TCP"],
         ),
+        ("name: x\nstreams: [{path: vxlan, family: ipv6}]", &["size_bytes is 64", "84", "IPv6"]),
+        (
+            "name: x\nstreams: [{path: ipip, family: ipv6}]\nframes: {size_bytes: 84}",
+            &["streams[0].family", "IPv4 only", "vxlan"],
+        ),
+        (
+            "name: x\nstreams: [{path: vxlan, destinations: 'fd00::1'}]",
+            &["streams[0].destinations is Ipv6", "Ipv4"],
+        ),
+        ("name: x\nstreams: [{path: nodeport, flows: 4}]\nsenders: 2", &["senders is 2", "write 1"]),
+        ("name: x\nstreams: [{path: vxlan, flows: 1}]\nsenders: 2", &["senders is 2", "a flow for each"]),
+        ("name: x\nstreams: [{path: vxlan, flows: 9}]\nsenders: 9", &["senders is 9", "1 to 8"]),
+        (
+            "name: x\nstreams: [{path: nodeport}]\nsessions: {concurrent: 3}",
+            &["streams is 1 streams", "same-node or clusterip"],
+        ),
     ];
     for (yaml, words) in cases {
         let error = parse(yaml).expect_err(yaml);
@@ -100,7 +107,7 @@ fn a_wrong_scenario_is_refused_with_file_field_and_what_to_write_instead() {
 #[test]
 fn more_flows_than_tuples_are_refused_with_a_way_out() {
     let scenario = parse("name: x\nstreams: [{path: clusterip, flows: 300000}]").expect("parses");
-    let error = Plan::new(&scenario, &SITE).expect_err("four services").to_string();
+    let error = Plan::new(&scenario, &site()).expect_err("four services").to_string();
     assert!(error.contains("258048") && error.contains("tables.services"), "{error}");
 }
 
@@ -156,7 +163,8 @@ fn every_packet_has_right_checksums_and_its_own_stamp() {
 fn flows_are_different_tuples_and_streams_keep_their_shares() {
     let mut generator = generator(MIXED);
     let streams = generator.plan().streams.clone();
-    assert_eq!(streams.iter().map(|stream| stream.path).collect::<Vec<_>>(), PathName::ALL);
+    let paths: Vec<_> = streams.iter().map(|stream| stream.path).collect();
+    assert_eq!(paths, [PathName::SameNode, PathName::Vxlan, PathName::ClusterIp]);
     for stream in &streams {
         let tuples: HashSet<_> = (0..stream.flows).map(|n| stream.tuple(n)).collect();
         assert_eq!(tuples.len(), stream.flows as usize);
@@ -269,4 +277,82 @@ fn frames_of_another_trial_or_of_nobody_count_as_foreign() {
     assert_eq!((sink.counts().foreign, sink.counts().received), (3, 0));
     sink.receive(&new, 0);
     assert_eq!((sink.counts().foreign, sink.counts().received), (3, 1));
+}
+
+#[test]
+fn ipv6_packets_have_right_lengths_checksums_and_stamps_on_every_path() {
+    for path in PathName::ALL.into_iter().filter(|path| *path != PathName::Ipip) {
+        for (protocol, size) in [("udp", 84), ("tcp", 96), ("udp", 301)] {
+            let yaml = format!(
+                "name: x\nstreams: [{{path: {path}, family: ipv6, flows: 300, protocol: {protocol}}}]\nframes: \
+                 {{size_bytes: {size}}}"
+            );
+            for (n, (_, packet, frame)) in take(&mut generator(&yaml), 400).into_iter().enumerate() {
+                assert_eq!(frame[12..14], [0x86, 0xdd]);
+                let l4 = &frame[ETH_LEN + ipv6::LEN..];
+                assert_eq!(usize::from(u16::from_be_bytes([frame[18], frame[19]])), l4.len());
+                let address = |at: usize| *frame[at..].first_chunk::<16>().expect("an address");
+                let pseudo =
+                    checksum::pseudo_header_v6(&address(22), &address(38), frame[20], l4.len() as u16);
+                assert_eq!(checksum::fold(checksum::sum(l4) + pseudo), 0xffff, "{path} {protocol} {n}");
+                let stamp =
+                    Stamp { trial: 0, flow: packet.flow, sequence: packet.sequence, clocks: n as u64 };
+                assert_eq!(Stamp::of(&frame), Some(stamp));
+                assert!(address(22)[0] == 0xfd && address(38)[0] == 0xfd);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_comes_from_outside_goes_in_by_the_wire() {
+    for path in PathName::ALL {
+        let mut generator = generator(&format!("name: x\nstreams: [{{path: {path}, flows: 10}}]"));
+        let (_, packet, frame) = take(&mut generator, 1).remove(0);
+        let outside = path == PathName::NodePort;
+        assert_eq!(generator.entry(&packet) == Entry::Wire, outside, "{path}");
+        assert_eq!(frame[..6] == [0xee; 6], !outside, "{path}: pods send to the gateway");
+    }
+}
+
+#[test]
+fn few_flows_meet_all_services_and_every_flow_is_found_by_its_tuple() {
+    let generator =
+        generator("name: x\nstreams: [{path: clusterip, flows: 10}, {path: nodeport, flows: 10}]");
+    for stream in &generator.plan().streams {
+        let tuples: Vec<_> = (0..10).map(|n| stream.tuple(n)).collect();
+        let services: HashSet<_> = tuples.iter().map(|tuple| (tuple.dst, tuple.dport)).collect();
+        assert_eq!(services.len(), 4, "{tuples:?}");
+        for (n, tuple) in tuples.iter().enumerate() {
+            assert_eq!(stream.number(tuple), Some(n as u32));
+        }
+    }
+}
+
+#[test]
+fn senders_share_flows_from_pods_of_their_own() {
+    let yaml = "name: x\nstreams: [{path: vxlan, flows: 10}, {path: clusterip, flows: 5}]\nsenders: 3";
+    let scenario = parse(yaml).expect("a good scenario");
+    let (mut numbers, mut sources) = (HashSet::new(), HashSet::new());
+    for sender in 0..3 {
+        let plan = Plan::of_sender(&scenario, &site(), sender).expect("enough tuples");
+        let (flows, first) = (plan.flows, plan.first_flow);
+        let mut generator = Generator::new(&scenario, plan);
+        for (_, packet, frame) in take(&mut generator, 500) {
+            let stamp = Stamp::of(&frame).expect("a stamp");
+            assert_eq!(stamp.flow, first + packet.flow);
+            assert!(packet.flow < flows);
+            numbers.insert(stamp.flow);
+            sources.insert((sender, frame[6..12].to_vec(), frame[26..30].to_vec()));
+        }
+        // What the driver did not take counts as not sent, by the number among all flows.
+        let sent = generator.sent_by_flow()[0];
+        generator.unsend(first);
+        assert_eq!(generator.sent_by_flow()[0], sent - 1);
+    }
+    assert_eq!(numbers.len(), 15, "all flows, each of one sender");
+    assert_eq!(numbers.into_iter().max(), Some(14));
+    let expected =
+        (0..3u8).map(|n| (u32::from(n), vec![0x0a, 0x58, 10, 244, 1, 11 + n], vec![10, 244, 1, 11 + n]));
+    assert_eq!(sources, expected.collect::<HashSet<_>>());
 }

@@ -24,11 +24,23 @@ fn all_paths_with_changing_tables_lose_and_reorder_nothing() {
     let mut bench = bench(
         "name: all
 streams:
-- {path: same-node, flows: 500, protocol: tcp}
-- {path: vxlan, flows: 500}
+- {path: same-node, flows: 250, protocol: tcp}
+- {path: vxlan, flows: 250}
 - {path: clusterip, flows: 500, order: round-robin}
-frames: {size_bytes: [76, 594, 1468]}
-tables: {services: 20, backends: 3, routes: 1000, changes_per_s: 500}",
+- {path: ipip, flows: 100}
+- {path: direct, flows: 100}
+- {path: service-vxlan, flows: 100}
+- {path: nodeport, flows: 100}
+- {path: masquerade, flows: 100}
+- {path: same-node, family: ipv6, flows: 100, protocol: tcp}
+- {path: vxlan, family: ipv6, flows: 100}
+- {path: direct, family: ipv6, flows: 100}
+- {path: clusterip, family: ipv6, flows: 100}
+- {path: service-vxlan, family: ipv6, flows: 100}
+- {path: nodeport, family: ipv6, flows: 100}
+- {path: masquerade, family: ipv6, flows: 100}
+frames: {size_bytes: [96, 594, 1448]}
+tables: {services: 20, backends: 3, routes: 1000, changes_per_s: 500, route_changes_per_s: 500}",
     );
     let outcome = bench.run(&slow(20_000), &mut |_| {}).expect("a trial");
     assert_eq!((outcome.sent, outcome.intended, outcome.lost), (20_000, 20_000, 0));
@@ -38,8 +50,50 @@ tables: {services: 20, backends: 3, routes: 1000, changes_per_s: 500}",
     assert!(outcome.flows > 1400, "{} flows", outcome.flows);
     assert!(outcome.latency.p50_ns > 0 && outcome.latency.max_ns >= outcome.latency.p50_ns);
     let words = bench.finish().expect("I1 and I2 hold").join(" ");
-    let changes: u32 = words.split(' ').rev().nth(3).and_then(|n| n.parse().ok()).unwrap_or(0);
-    assert!(changes > 50, "{words}");
+    assert!(words.contains("dropped 0;"), "{words}");
+    assert!(numbers(&words, "changes of Services") > 50 && numbers(&words, "of routes") > 50, "{words}");
+}
+
+/// The number before these words.
+fn numbers(text: &str, what: &str) -> u32 {
+    let before = text.split(what).next().unwrap_or("").trim_end();
+    before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn several_senders_lose_nothing_and_each_sends_its_share() {
+    let mut bench = bench(
+        "name: senders
+streams: [{path: clusterip, flows: 31}, {path: masquerade, flows: 30}]
+senders: 3
+tables: {services: 4}",
+    );
+    let outcome = bench.run(&slow(6001), &mut |_| {}).expect("a trial");
+    assert_eq!((outcome.sent, outcome.intended, outcome.lost), (6001, 6001, 0), "{outcome:?}");
+    assert_eq!((outcome.counts.received, outcome.counts.duplicated), (6001, 0));
+    assert_eq!((outcome.flows, outcome.flows_with_loss), (61, 0));
+    // At line rate they do not wait for each other, and what does not fit is counted all the same.
+    let limits = TrialLimits { duration_ms: 50, max_packets: u32::MAX };
+    let flood = bench.run(&Trial { arrival: Arrival::LineRate, limits }, &mut |_| {}).expect("a trial");
+    assert_eq!(flood.counts.received + flood.lost, flood.sent);
+    assert!(flood.flows == 61 && flood.sent > 61, "{flood:?}");
+    bench.finish().expect("I1 and I2 hold");
+}
+
+#[test]
+fn changes_can_be_paused_and_go_on() {
+    let mut bench = bench("name: churn\nstreams: [{path: clusterip}]\ntables: {changes_per_s: 1000}");
+    assert!(bench.device().set_churn(false));
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let outcome = bench.run(&slow(200), &mut |_| {}).expect("a trial");
+    assert_eq!(outcome.lost, 0);
+    assert!(bench.device().set_churn(true));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let words = bench.finish().expect("I1 and I2 hold").join(" ");
+    assert!(numbers(&words, "changes of Services") > 20, "{words}");
+    let mut still = self::bench("name: still\nstreams: [{path: clusterip}]");
+    assert!(!still.device().set_churn(false), "nothing changes here");
+    still.finish().expect("I1 and I2 hold");
 }
 
 #[test]

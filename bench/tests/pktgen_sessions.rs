@@ -1,14 +1,16 @@
 //! TCP-like sessions: over a wire whose losses are known, and through the engine over the memory driver.
 
+mod site;
+
 use fairway_bench::pktgen::device::{Bench, memory::MemoryDevice};
-use fairway_bench::pktgen::paths::{PathName, Site};
+use fairway_bench::pktgen::paths::PathName;
 use fairway_bench::pktgen::plan::{Plan, PlannedStream};
-use fairway_bench::pktgen::ranges::Addresses;
 use fairway_bench::pktgen::scenario::Scenario;
 use fairway_bench::pktgen::sessions::{Client, Segment, answer};
 use fairway_dataplane::wire::{checksum, proto};
 use fairway_tables::Mac;
 use proptest::prelude::*;
+use site::site;
 use std::path::Path;
 
 const YAML: &str = "name: x
@@ -23,18 +25,9 @@ fn scenario() -> Scenario {
 }
 
 fn stream(flows: u32) -> PlannedStream {
-    let site = Site {
-        client: [10, 0, 0, 1],
-        client_mac: Mac([2; 6]),
-        server: [10, 0, 0, 2],
-        server_mac: Mac([4; 6]),
-        gateway_mac: Mac([0xee; 6]),
-        remote_pods: Addresses::one([10, 0, 1, 1]),
-        services: Addresses { first: 0x0a60_0001, count: 3 },
-    };
     let mut scenario = scenario();
     scenario.streams[0].flows = flows;
-    Plan::new(&scenario, &site).expect("enough tuples").streams.remove(0)
+    Plan::new(&scenario, &site()).expect("enough tuples").streams.remove(0)
 }
 
 /// A segment through bytes and back, which checks both.

@@ -9,6 +9,8 @@ use crate::pktgen::peers::{self, PeersArgs};
 use crate::pktgen::rfc2544::command::{self as rfc2544, Rfc2544Args};
 use crate::pktgen::run::{self, RunArgs};
 use crate::pktgen::scenario::ScenarioError;
+use crate::pktgen::slowdown::{self, ChurnArgs};
+use crate::pktgen::targets::{self, TargetsArgs};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -30,10 +32,14 @@ enum Command {
     Peers(PeersArgs),
     /// Nanoseconds per packet in the engine alone, by flows, Services and cores
     Cost(CostArgs),
+    /// What changes of tables cost while packets flow
+    Churn(ChurnArgs),
     /// What a packet costs more whose output port belongs to another worker
     Handoff(HandoffArgs),
     /// What adaptive polling takes when idle, and adds to the first packet after that (root)
     Idle(IdleArgs),
+    /// Say which targets the figures of a run meet
+    Targets(TargetsArgs),
     /// Make one HTML page of collected figures
     Report(ReportArgs),
 }
@@ -65,8 +71,10 @@ pub fn main() -> ExitCode {
         Command::Rfc2544(args) => rfc2544::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Cost(args) => cost::run(&args),
+        Command::Churn(args) => slowdown::run(&args),
         Command::Handoff(args) => handoff::run(&args),
         Command::Idle(args) => idle::run(&args),
+        Command::Targets(args) => targets::run(&args),
         Command::Report(args) => page::run(&args),
     };
     match result {

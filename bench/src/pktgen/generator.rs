@@ -3,6 +3,7 @@
 
 use crate::pktgen::arrival::Schedule;
 use crate::pktgen::frame::{Stamp, Template};
+use crate::pktgen::paths::Entry;
 use crate::pktgen::plan::Plan;
 use crate::pktgen::random::Random;
 use crate::pktgen::scenario::{Arrival, FCS_LEN, Order, Scenario};
@@ -12,7 +13,7 @@ use crate::pktgen::scenario::{Arrival, FCS_LEN, Order, Scenario};
 pub struct Packet {
     /// Its stream.
     pub stream: usize,
-    /// Number of its flow among all flows.
+    /// Number of its flow among the generator's flows.
     pub flow: u32,
     /// Its number among the flow's packets.
     pub sequence: u32,
@@ -25,6 +26,8 @@ pub struct Packet {
 pub struct Generator {
     plan: Plan,
     templates: Vec<Template>,
+    /// Where each stream's packets go in.
+    entries: Vec<Entry>,
     /// Frame lengths without FCS, each as often as it is to come.
     lengths: Vec<usize>,
     /// Packets so far, by flow.
@@ -40,13 +43,16 @@ pub struct Generator {
 impl Generator {
     /// Ready for a first trial.
     pub fn new(scenario: &Scenario, plan: Plan) -> Generator {
-        let mut random = Random::new(scenario.seed);
+        // Senders must not send the same flows in the same order.
+        let seed = scenario.seed.wrapping_add(u64::from(plan.sender) << 32);
+        let mut random = Random::new(seed);
         Generator {
             templates: plan.streams.iter().map(Template::new).collect(),
+            entries: plan.streams.iter().map(|stream| stream.path.entry()).collect(),
             lengths: lengths(&scenario.frames.size_bytes.deck()),
             sequences: vec![0; plan.flows as usize],
             turns: vec![0; plan.streams.len()],
-            seed: scenario.seed,
+            seed,
             schedule: Schedule::new(scenario.arrival, &mut random),
             random,
             plan,
@@ -128,9 +134,16 @@ impl Generator {
         self.schedule.advance(&mut self.random);
     }
 
-    /// Takes back a flow's last packet, which the driver did not take.
+    /// Where a packet goes in.
+    #[inline]
+    pub fn entry(&self, packet: &Packet) -> Entry {
+        self.entries[packet.stream]
+    }
+
+    /// Takes back the last packet of a flow, by its number among all senders' flows, which the driver did not take.
     pub fn unsend(&mut self, flow: u32) {
-        if let Some(sequence) = self.sequences.get_mut(flow as usize) {
+        let number = flow.wrapping_sub(self.plan.first_flow);
+        if let Some(sequence) = self.sequences.get_mut(number as usize) {
             *sequence = sequence.saturating_sub(1);
         }
     }
@@ -139,7 +152,8 @@ impl Generator {
     #[inline]
     pub fn write(&self, packet: &Packet, clocks: u64, frame: &mut [u8]) {
         let stream = &self.plan.streams[packet.stream];
-        let stamp = Stamp { trial: self.trial, flow: packet.flow, sequence: packet.sequence, clocks };
+        let flow = self.plan.first_flow + packet.flow;
+        let stamp = Stamp { trial: self.trial, flow, sequence: packet.sequence, clocks };
         self.templates[packet.stream].write(frame, stream.tuple(packet.flow - stream.first_flow), stamp);
     }
 }

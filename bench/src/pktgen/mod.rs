@@ -7,12 +7,13 @@
 //! | [`paths`], [`plan`] | ways through the device under test; flows by number |
 //! | [`frame`], [`arrival`], [`generator`] | which packet when, and its bytes; no I/O, no clock |
 //! | [`sink`] | loss, duplicates, order and latency of what arrives; no I/O, no clock |
-//! | [`trial`], [`cpu`], [`cores`] | the loop that moves packets; CPU time of the machine; who runs where |
+//! | [`trial`], [`sender`], [`cpu`], [`cores`] | the loops that move packets; CPU time of the machine; who runs where |
 //! | [`sessions`] | TCP-like sessions for connection rates |
 //! | [`device`] | devices under test |
 //! | [`rfc2544`] | search, statistics, and the benchmarks made of trials |
 //! | [`peers`], [`cost`] | the comparison with others; the engine alone |
-//! | [`handoff`], [`idle`] | packets between workers; adaptive polling while nothing happens |
+//! | [`handoff`], [`idle`], [`slowdown`] | packets between workers; adaptive polling while nothing happens; changes of tables |
+//! | [`targets`] | what a run is to show |
 //! | [`page`], [`chart`] | one HTML page of figures, with plots |
 //! | [`cli`], [`run`] | the command line, one file per subcommand |
 //!
@@ -38,6 +39,9 @@ pub mod ranges;
 pub mod rfc2544;
 pub mod run;
 pub mod scenario;
+pub mod sender;
 pub mod sessions;
 pub mod sink;
+pub mod slowdown;
+pub mod targets;
 pub mod trial;

@@ -3,6 +3,7 @@
 use crate::pktgen::chart::{Lines, Series, bars, escape, short};
 use crate::pktgen::cli::CliError;
 use crate::pktgen::device::DeviceError;
+use crate::pktgen::targets::{Target, targets};
 use fairway_tests::report::{Figure, Report};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -140,6 +141,7 @@ pub fn page(figures: &[Figure], notes: &[String]) -> String {
         // Writing to a String cannot fail, here and below.
         let _ = write!(html, "<p>{}</p>", escape(note));
     }
+    verdicts(&mut html, figures);
     peers(&mut html, figures);
     for plot in &PLOTS {
         let chart = plot.chart(figures);
@@ -189,11 +191,35 @@ fn name(figure: &Figure, without: &str) -> String {
     words.join(", ")
 }
 
+/// What the figures are to show, and whether they do.
+fn verdicts(html: &mut String, figures: &[Figure]) {
+    let targets = targets(figures);
+    if targets.is_empty() {
+        return;
+    }
+    html.push_str("<h2>Targets</h2><table><tr><th>what<th class=\"n\">figure<th>target<th>verdict</tr>");
+    for Target { what, value, target, met } in targets {
+        let verdict = if met { "met" } else { "missed" };
+        let _ = write!(
+            html,
+            "<tr><td>{}<td class=\"n\">{value:.2}<td>{}<td>{verdict}</tr>",
+            escape(&what),
+            escape(&target)
+        );
+    }
+    html.push_str("</table>");
+}
+
 /// The comparison with peers, as bars: paths in groups.
 fn peers(html: &mut String, figures: &[Figure]) {
     let charts = [
         ("peer_throughput", "Throughput beside peers", "packets per second"),
         ("peer_machine_ns_per_packet", "CPU time of the whole machine beside peers", "ns per packet"),
+        (
+            "peer_packets_per_cpu_second",
+            "Packets per second of the whole machine's CPU time beside peers",
+            "packets",
+        ),
         ("peer_latency_p50", "Median latency at half the throughput beside peers", "nanoseconds"),
     ];
     for (metric, title, y_label) in charts {
@@ -258,6 +284,8 @@ mod tests {
             figure("throughput", json!({"device": "fairway", "size_bytes": 512}), 1e6),
             figure("latency", json!({"device": "fairway", "size_bytes": 64, "percentile": 99.0}), 9e3),
             figure("peer_throughput", json!({"device": "kernel", "path": "vxlan"}), 5e5),
+            figure("peer_latency_p50", json!({"device": "fairway", "path": "vxlan", "services": 100}), 10.0),
+            figure("peer_latency_p999", json!({"device": "fairway", "path": "vxlan", "services": 100}), 60.0),
         ];
         let page = page(&figures, &["a & b".to_owned()]);
         for part in
@@ -265,7 +293,8 @@ mod tests {
         {
             assert!(page.contains(part), "{part}");
         }
-        assert_eq!(page.matches("<svg").count(), 3);
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert!(page.contains("6.00<td>&lt; 5.00<td>missed"), "{page}");
         assert!(!page.contains("Cost by Services"), "nothing was measured for it");
         for outside in ["http", "src=", "@import", "<script"] {
             assert!(!page.contains(outside), "{outside}");

@@ -4,6 +4,7 @@
 use crate::pktgen::cli::CliError;
 use crate::pktgen::device::{Bench, DeviceError};
 use crate::pktgen::paths::PathName;
+use crate::pktgen::ranges::Family;
 use crate::pktgen::rfc2544::bench::{Benchmark, Config, SizeResult};
 use crate::pktgen::rfc2544::command::Method;
 use crate::pktgen::rfc2544::stats::Sample;
@@ -21,9 +22,12 @@ pub struct PeersArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [DeviceName::Fairway, DeviceName::Kernel, DeviceName::Ovs, DeviceName::Testpmd, DeviceName::Wire])]
     pub devices: Vec<DeviceName>,
     /// Paths
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = PathName::ALL)]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [PathName::SameNode, PathName::ClusterIp, PathName::ServiceVxlan])]
     pub paths: Vec<PathName>,
-    /// Frame size in bytes with FCS
+    /// Address family
+    #[arg(long, value_enum, default_value_t = Family::Ipv4)]
+    pub family: Family,
+    /// Frame size in bytes with FCS; IPv6 needs 84
     #[arg(long, default_value_t = 64)]
     pub size_bytes: u16,
     /// Flows of each path
@@ -62,11 +66,13 @@ struct Round {
 type Results = BTreeMap<(PathName, &'static str), Vec<Round>>;
 
 fn scenario(args: &PeersArgs, path: PathName) -> Scenario {
-    Scenario {
+    let mut scenario = Scenario {
         frames: Frames { size_bytes: Sizes::One(args.size_bytes) },
         tables: TableSizes { services: args.services, ..TableSizes::default() },
         ..Scenario::plain(path, args.flows)
-    }
+    };
+    scenario.streams[0].family = args.family;
+    scenario
 }
 
 /// Runs the command.
@@ -142,10 +148,13 @@ fn figures(args: &PeersArgs, results: &Results) -> Vec<Figure> {
     let mut figures = Vec::new();
     let reference = args.devices.first().map_or("", |device| device.name());
     for ((path, device), rounds) in results {
-        let params = json!({
+        let mut params = json!({
             "device": device, "path": path.name(), "size_bytes": args.size_bytes, "flows": args.flows,
             "services": args.services,
         });
+        if args.family == Family::Ipv6 {
+            params["family"] = json!("ipv6");
+        }
         let sample = |value: &dyn Fn(&SizeResult) -> f64| {
             Sample::of(&rounds.iter().map(|round| value(&round.packets)).collect::<Vec<_>>())
         };

@@ -20,12 +20,12 @@ pub struct TooFewTuples {
     pub tuples: u64,
 }
 
-/// A flow's addresses and ports, in host order.
+/// A flow's addresses (of IPv6, the last 32 bits; the stream has the rest) and ports, in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tuple {
-    /// IPv4 source.
+    /// Source.
     pub src: u32,
-    /// IPv4 destination.
+    /// Destination.
     pub dst: u32,
     /// Source port.
     pub sport: u16,
@@ -53,14 +53,14 @@ pub struct PlannedStream {
 }
 
 impl PlannedStream {
-    /// Addresses and ports of its flow number `n`, below [`PlannedStream::flows`]. Source ports change first, as
-    /// a busy client's do; then destinations, destination ports and sources.
+    /// Addresses and ports of its flow number `n`, below [`PlannedStream::flows`]. Destinations and their ports change
+    /// first, so that few flows meet all Services too; then source ports and sources.
     #[inline]
     pub fn tuple(&self, n: u32) -> Tuple {
         let Route { sources, destinations, source_ports, destination_ports, .. } = &self.route;
-        let (rest, sport) = (n / source_ports.count, n % source_ports.count);
-        let (rest, dst) = (rest / destinations.count, rest % destinations.count);
-        let (src, dport) = (rest / destination_ports.count, rest % destination_ports.count);
+        let (rest, dst) = (n / destinations.count, n % destinations.count);
+        let (rest, dport) = (rest / destination_ports.count, rest % destination_ports.count);
+        let (src, sport) = (rest / source_ports.count, rest % source_ports.count);
         Tuple {
             src: sources.nth(src),
             dst: destinations.nth(dst),
@@ -79,9 +79,9 @@ impl PlannedStream {
         let dst = place(tuple.dst, destinations.first, destinations.count)?;
         let sport = place(tuple.sport.into(), source_ports.first.into(), source_ports.count)?;
         let dport = place(tuple.dport.into(), destination_ports.first.into(), destination_ports.count)?;
-        let number = u64::from(src) * u64::from(destination_ports.count) + u64::from(dport);
+        let number = u64::from(src) * u64::from(source_ports.count) + u64::from(sport);
+        let number = number * u64::from(destination_ports.count) + u64::from(dport);
         let number = number * u64::from(destinations.count) + u64::from(dst);
-        let number = number * u64::from(source_ports.count) + u64::from(sport);
         u32::try_from(number).ok().filter(|number| *number < self.flows)
     }
 }
@@ -95,6 +95,10 @@ pub struct Plan {
     pub weights: u32,
     /// Sum of their flows.
     pub flows: u32,
+    /// Number of the first of them among all senders' flows.
+    pub first_flow: u32,
+    /// Which sender they are for, from 0.
+    pub sender: u32,
 }
 
 impl Plan {
@@ -103,14 +107,27 @@ impl Plan {
     /// # Errors
     /// [`TooFewTuples`] if a stream has more flows than addresses and ports.
     pub fn new(scenario: &Scenario, site: &Site) -> Result<Plan, TooFewTuples> {
-        let mut plan = Plan { streams: Vec::new(), weights: 0, flows: 0 };
+        Plan::of_sender(scenario, site, 0)
+    }
+
+    /// The same for one of the scenario's senders, from 0: its share of each stream's flows, from a pod of its own.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn of_sender(scenario: &Scenario, site: &Site, sender: u32) -> Result<Plan, TooFewTuples> {
+        let share = |flows: u32, of: u32| flows / scenario.senders + u32::from(of < flows % scenario.senders);
+        let earlier =
+            (0..sender).flat_map(|of| scenario.streams.iter().map(move |stream| share(stream.flows, of)));
+        let mut plan = Plan { streams: Vec::new(), weights: 0, flows: 0, first_flow: earlier.sum(), sender };
+        let site = &site.of_sender(sender);
         for (number, stream) in scenario.streams.iter().enumerate() {
+            let flows = share(stream.flows, sender);
             let route = route_of(stream, site);
             let tuples = [route.sources.count, route.destinations.count, route.source_ports.count]
                 .iter()
                 .fold(u64::from(route.destination_ports.count), |all, n| all.saturating_mul(u64::from(*n)));
-            if u64::from(stream.flows) > tuples {
-                let (flows, path) = (stream.flows, stream.path.name());
+            if u64::from(flows) > tuples {
+                let path = stream.path.name();
                 return Err(TooFewTuples { stream: number, flows, path, tuples });
             }
             plan.weights += stream.weight;
@@ -120,17 +137,17 @@ impl Plan {
                 protocol: stream.protocol,
                 order: stream.order,
                 first_flow: plan.flows,
-                flows: stream.flows,
+                flows,
                 weight_end: plan.weights,
             });
-            plan.flows += stream.flows;
+            plan.flows += flows;
         }
         Ok(plan)
     }
 }
 
 fn route_of(stream: &Stream, site: &Site) -> Route {
-    let default = stream.path.route(site);
+    let default = stream.path.route(site, stream.family);
     Route {
         sources: stream.sources.unwrap_or(default.sources),
         destinations: stream.destinations.unwrap_or(default.destinations),

@@ -71,8 +71,12 @@ impl DeviceName {
     /// not look at packets has one path.
     pub fn has(self, path: PathName) -> bool {
         match self {
-            DeviceName::Memory | DeviceName::Fairway | DeviceName::Kernel | DeviceName::KubeProxy => true,
-            DeviceName::Ovs => path != PathName::Vxlan,
+            DeviceName::Memory | DeviceName::Fairway => true,
+            DeviceName::Kernel => path != PathName::Ipip,
+            DeviceName::KubeProxy => {
+                matches!(path, PathName::SameNode | PathName::Vxlan | PathName::Direct | PathName::ClusterIp)
+            }
+            DeviceName::Ovs => matches!(path, PathName::SameNode | PathName::ClusterIp),
             DeviceName::Testpmd | DeviceName::Wire => path == PathName::SameNode,
         }
     }
@@ -90,6 +94,10 @@ impl std::fmt::Display for DeviceName {
 /// Why it cannot be had here.
 pub fn start(device: DeviceName, scenario: &Scenario) -> Result<Box<dyn Device>, DeviceError> {
     let (_, engine) = cores();
+    if scenario.streams.iter().any(|stream| !device.has(stream.path)) {
+        let why = "it has no way for one of the scenario's paths; docs/pktgen.md says which it has";
+        return Err(DeviceError::Unfit { device: device.name(), why });
+    }
     match device {
         DeviceName::Memory => Ok(Box::new(MemoryDevice::start(scenario, engine)?)),
         DeviceName::Fairway => Ok(Box::new(FairwayDevice::start(scenario)?)),

@@ -1,7 +1,7 @@
 //! The scenario file: what is sent, how fast, through which tables. docs/pktgen.md lists the fields.
 
-use crate::pktgen::paths::PathName;
-use crate::pktgen::ranges::{Addresses, Ports};
+use crate::pktgen::paths::{Entry, PathName};
+use crate::pktgen::ranges::{Addresses, Family, Ports};
 use crate::pktgen::sessions::Sessions;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,10 @@ pub const MAX_SIZE: u16 = 1468;
 pub const MIN_UDP_SIZE: u16 = 64;
 /// Smallest TCP frame with FCS: headers of 54 bytes and the stamp.
 pub const MIN_TCP_SIZE: u16 = 76;
+/// What IPv6 headers are longer.
+const IPV6_MORE: u16 = 20;
+/// Most senders of a scenario.
+pub const MAX_SENDERS: u32 = 8;
 /// Most flows of a scenario.
 pub const MAX_FLOWS: u32 = 1 << 22;
 
@@ -61,6 +65,9 @@ pub struct Scenario {
     pub seed: u64,
     /// What is sent, mixed by weight.
     pub streams: Vec<Stream>,
+    /// Pods that send, each by a queue and a thread of its own.
+    #[serde(default = "one_u32")]
+    pub senders: u32,
     /// Frame sizes.
     #[serde(default)]
     pub frames: Frames,
@@ -87,6 +94,9 @@ pub struct Stream {
     /// Its share of all packets.
     #[serde(default = "one_u32")]
     pub weight: u32,
+    /// Address family.
+    #[serde(default)]
+    pub family: Family,
     /// Transport.
     #[serde(default)]
     pub protocol: Protocol,
@@ -235,6 +245,17 @@ impl TryFrom<WrittenArrival> for Arrival {
 }
 
 impl Arrival {
+    /// What each of so many senders has to send.
+    pub fn shared_by(self, senders: u32) -> Arrival {
+        let share = |rate_pps: f64| rate_pps / f64::from(senders.max(1));
+        match self {
+            Arrival::LineRate => Arrival::LineRate,
+            Arrival::Paced { rate_pps } => Arrival::Paced { rate_pps: share(rate_pps) },
+            Arrival::Bursts { rate_pps, burst } => Arrival::Bursts { rate_pps: share(rate_pps), burst },
+            Arrival::Poisson { rate_pps } => Arrival::Poisson { rate_pps: share(rate_pps) },
+        }
+    }
+
     /// The average rate in packets a second; `None` for line rate.
     pub fn rate_pps(&self) -> Option<f64> {
         match *self {
@@ -258,11 +279,13 @@ pub struct TableSizes {
     pub routes: u32,
     /// Changes of a Service while packets flow, a second.
     pub changes_per_s: u32,
+    /// Changes of a route while packets flow, a second.
+    pub route_changes_per_s: u32,
 }
 
 impl Default for TableSizes {
     fn default() -> TableSizes {
-        TableSizes { services: 1, backends: 1, routes: 0, changes_per_s: 0 }
+        TableSizes { services: 1, backends: 1, routes: 0, changes_per_s: 0, route_changes_per_s: 0 }
     }
 }
 
@@ -318,6 +341,7 @@ impl Scenario {
         let stream = Stream {
             path,
             weight: 1,
+            family: Family::Ipv4,
             protocol: Protocol::Udp,
             flows,
             order: Order::Random,
@@ -330,6 +354,7 @@ impl Scenario {
             name: path.name().to_owned(),
             seed: 1,
             streams: vec![stream],
+            senders: 1,
             frames: Frames::default(),
             arrival: Arrival::LineRate,
             tables: TableSizes::default(),
@@ -371,6 +396,7 @@ impl Scenario {
         for (n, stream) in self.streams.iter().enumerate() {
             checks.between(&format!("streams[{n}].flows"), stream.flows, 1, MAX_FLOWS)?;
             checks.between(&format!("streams[{n}].weight"), stream.weight, 1, 1000)?;
+            self.check_families(&checks, n)?;
         }
         let flows: u64 = self.streams.iter().map(|stream| u64::from(stream.flows)).sum();
         if flows > u64::from(MAX_FLOWS) {
@@ -390,7 +416,9 @@ impl Scenario {
         checks.between("tables.backends", self.tables.backends, 1, 100)?;
         checks.between("tables.routes", self.tables.routes, 0, 1_000_000)?;
         checks.between("tables.changes_per_s", self.tables.changes_per_s, 0, 100_000)?;
+        checks.between("tables.route_changes_per_s", self.tables.route_changes_per_s, 0, 100_000)?;
         self.check_sessions(&checks)?;
+        self.check_senders(&checks)?;
         checks.between("trial.duration_ms", self.trial.duration_ms, 10, 600_000)?;
         checks.between("trial.max_packets", self.trial.max_packets, 1, u32::MAX)
     }
@@ -399,20 +427,57 @@ impl Scenario {
         let Some(sessions) = &self.sessions else { return Ok(()) };
         checks.between("sessions.concurrent", sessions.concurrent, 1, 100_000)?;
         checks.between("sessions.timeout_ms", sessions.timeout_ms, 10, 60_000)?;
-        if self.streams.len() != 1 || self.streams[0].path == PathName::Vxlan {
-            let value = format!("{} streams, the first by {}", self.streams.len(), self.streams[0].path);
-            let instead = "sessions take one stream by same-node or clusterip, where the responder is a pod";
+        let first = &self.streams[0];
+        let between_pods = first.path.ends_in_pod() && first.path.entry() == Entry::Pod;
+        if self.streams.len() != 1 || !between_pods || first.family != Family::Ipv4 {
+            let value =
+                format!("{} streams, the first by {} in {:?}", self.streams.len(), first.path, first.family);
+            let instead =
+                "sessions take one IPv4 stream by same-node or clusterip, where the responder is a pod";
             return Err(checks.wrong("streams", value, instead));
         }
         Ok(())
     }
 
+    fn check_senders(&self, checks: &Checks<'_>) -> Result<(), ScenarioError> {
+        checks.between("senders", self.senders, 1, MAX_SENDERS)?;
+        let alone = self.sessions.is_some()
+            || self.streams.iter().any(|stream| {
+                stream.path.entry() == Entry::Wire || stream.sources.is_some() || stream.flows < self.senders
+            });
+        if self.senders > 1 && alone {
+            let instead = "write 1: several senders are for packets from pods' own addresses, at least a flow for each, \
+                           and not for sessions";
+            return Err(checks.wrong("senders", self.senders, instead));
+        }
+        Ok(())
+    }
+
+    fn check_families(&self, checks: &Checks<'_>, n: usize) -> Result<(), ScenarioError> {
+        let stream = &self.streams[n];
+        if stream.path == PathName::Ipip && stream.family == Family::Ipv6 {
+            let instead = "IPIP carries IPv4 only; choose vxlan or direct";
+            return Err(checks.wrong(&format!("streams[{n}].family"), "ipv6", instead));
+        }
+        for (name, range) in [("sources", stream.sources), ("destinations", stream.destinations)] {
+            if let Some(other) = range.map(|range| range.family()).filter(|family| *family != stream.family) {
+                let instead = format!("the stream's family is {:?}; write both in the same", stream.family);
+                return Err(checks.wrong(&format!("streams[{n}].{name}"), format!("{other:?}"), instead));
+            }
+        }
+        Ok(())
+    }
+
     fn check_sizes(&self, checks: &Checks<'_>) -> Result<(), ScenarioError> {
-        let tcp = self.streams.iter().any(|stream| stream.protocol == Protocol::Tcp);
-        let (least, why) = if tcp {
-            (MIN_TCP_SIZE, " (a TCP stream's headers and stamp need 76)")
+        let least_of = |stream: &Stream| {
+            let least = if stream.protocol == Protocol::Tcp { MIN_TCP_SIZE } else { MIN_UDP_SIZE };
+            if stream.family == Family::Ipv6 { least + IPV6_MORE } else { least }
+        };
+        let least = self.streams.iter().map(least_of).max().unwrap_or(MIN_UDP_SIZE);
+        let why = if least == MIN_UDP_SIZE {
+            String::new()
         } else {
-            (MIN_UDP_SIZE, "")
+            format!(" (headers and stamp need {least}: TCP {MIN_TCP_SIZE}, IPv6 {IPV6_MORE} more)")
         };
         let deck = self.frames.size_bytes.deck();
         if deck.is_empty() || deck.len() > 4096 {

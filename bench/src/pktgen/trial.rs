@@ -1,13 +1,15 @@
-//! One trial: the loop around generator and sink. The only place where packets move and clocks are read.
+//! One trial: the loop around generator and sink. With [`sender`] the only place where packets move and clocks are read.
 //!
-//! One thread serves the sending queue and all receiving queues in turn. In steady state it makes no
-//! allocation and no system call but the rings' wake-ups; progress is reported four times a second.
+//! One thread serves the first sending queue and all receiving queues in turn; further senders have threads of their
+//! own. In steady state none makes an allocation or a system call but the rings' wake-ups; progress is reported four
+//! times a second.
 
 use crate::pktgen::cpu::CpuTime;
-use crate::pktgen::frame::Stamp;
 use crate::pktgen::generator::Generator;
 use crate::pktgen::scenario::{Arrival, TrialLimits};
+use crate::pktgen::sender::{Helpers, Sender, Sent, Window};
 use crate::pktgen::sink::{Counts, FlowAccount, Sink};
+use core_affinity::CoreId;
 use fairway_dataplane::clock;
 use fairway_pmd::{Burst, FrameCache, Queue};
 use hdrhistogram::Histogram;
@@ -16,9 +18,6 @@ use std::time::Duration;
 
 /// Silence after which what has not come is lost.
 const DRAIN_NS: u64 = 200_000_000;
-/// A packet may be sent so much later than the end of sending, as a share of the duration: a stall of the
-/// machine is made up for, an overload is not.
-const LATE_SHARE: f64 = 0.02;
 /// Sent packets less than this share of those due: the rate was not offered.
 const OFFERED_SHARE: f64 = 0.99;
 /// Time between two reports of progress.
@@ -38,17 +37,18 @@ pub struct End {
 
 /// Where the generator sends and the sink receives.
 pub struct Ends {
-    /// The generator's.
-    pub tx: End,
+    /// The generator's, one for each sender.
+    pub clients: Vec<End>,
     /// The sink's.
-    pub rx: Vec<End>,
+    pub sinks: Vec<End>,
+    /// Which of the sink's is on the wire, where packets can be sent too.
+    pub wire: Option<usize>,
 }
 
 impl Ends {
     /// Closes the queues; their frames go home when the ends are dropped.
     pub fn close(&mut self) {
-        self.tx.queue.close(&mut self.tx.cache);
-        for end in &mut self.rx {
+        for end in self.clients.iter_mut().chain(&mut self.sinks) {
             end.queue.close(&mut end.cache);
         }
     }
@@ -128,17 +128,22 @@ pub struct Trial {
     pub limits: TrialLimits,
 }
 
+/// The generator's half of a trial: one generator for each sender, and the cores of all but the first, which is on the
+/// caller's.
+pub struct Senders<'a> {
+    /// The generators; at least one.
+    pub generators: &'a mut [Generator],
+    /// The others' cores.
+    pub cores: &'a [Option<CoreId>],
+}
+
 /// The loop's own variables.
 struct Loop<'a> {
-    generator: &'a mut Generator,
+    sender: Sender<'a>,
+    helpers: &'a Helpers,
     sink: &'a mut Sink,
-    ends: &'a mut Ends,
-    start: u64,
-    ns_per_clock: f64,
-    burst: Burst,
-    intended: u64,
-    sent: u64,
-    last_sent_ns: u64,
+    sinks: &'a mut [End],
+    wire: Option<usize>,
     /// Read when sending stops: a device that polls goes on burning CPU while stragglers are waited for.
     cpu_at_stop: Option<std::io::Result<CpuTime>>,
 }
@@ -149,61 +154,76 @@ struct Loop<'a> {
 /// If `/proc/stat` cannot be read.
 pub fn run(
     trial: &Trial,
-    generator: &mut Generator,
+    senders: Senders<'_>,
     sink: &mut Sink,
     ends: &mut Ends,
     progress: &mut (dyn FnMut(&Progress) + Send),
 ) -> std::io::Result<Outcome> {
-    generator.restart(trial.arrival);
-    sink.restart(generator.trial());
-    let clocks_per_ns = clock::tsc_per_ns();
+    let Senders { generators, cores } = senders;
+    let Ends { clients, sinks, wire } = ends;
+    let count = generators.len().min(clients.len()).max(1) as u32;
+    generators.iter_mut().for_each(|generator| generator.restart(trial.arrival.shared_by(count)));
+    sink.restart(generators.first().map_or(0, Generator::trial));
+    let ns_per_clock = 1.0 / clock::tsc_per_ns();
     let cpu = CpuTime::read()?;
-    let mut state = Loop {
-        generator,
-        sink,
-        ends,
-        start: clock::tsc(),
-        ns_per_clock: 1.0 / clocks_per_ns,
-        burst: Burst::new(),
-        intended: 0,
-        sent: 0,
-        last_sent_ns: 0,
-        cpu_at_stop: None,
+    let start = clock::tsc();
+    let helpers = Helpers::new(count - 1);
+    let mut pairs = generators.iter_mut().zip(clients).zip(Window::shares(&trial.limits, count));
+    let Some(((generator, client), window)) = pairs.next() else {
+        return Err(std::io::Error::other("a trial needs a generator"));
     };
-    state.run(&trial.limits, progress);
-    let spent = state.cpu_at_stop.take().unwrap_or_else(CpuTime::read)?.since(&cpu);
-    Ok(state.outcome(trial, spent))
+    let (sent, spent) = std::thread::scope(|scope| {
+        let others: Vec<_> = pairs
+            .zip(cores.iter().copied().chain(std::iter::repeat(None)))
+            .enumerate()
+            .map(|(n, (((generator, client), window), core))| {
+                let sender = Sender::new(generator, client, window, start, ns_per_clock);
+                let helpers = &helpers;
+                scope.spawn(move || helpers.run(n, sender, core))
+            })
+            .collect();
+        let sender = Sender::new(generator, client, window, start, ns_per_clock);
+        let mut state =
+            Loop { sender, helpers: &helpers, sink: &mut *sink, sinks, wire: *wire, cpu_at_stop: None };
+        state.run(progress);
+        let (mut sent, spent) = (state.sender.sent(), state.cpu_at_stop.take());
+        for other in others {
+            sent += other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        (sent, spent)
+    });
+    let spent = spent.unwrap_or_else(CpuTime::read)?.since(&cpu);
+    let by_flow: Vec<u32> =
+        generators.iter().flat_map(|generator| generator.sent_by_flow().iter().copied()).collect();
+    Ok(outcome(trial, sink, &sent, &by_flow, spent))
 }
 
 impl Loop<'_> {
-    fn run(&mut self, limits: &TrialLimits, progress: &mut (dyn FnMut(&Progress) + Send)) {
-        let end_ns = u64::from(limits.duration_ms) * 1_000_000;
-        let give_up_ns = end_ns + (end_ns as f64 * LATE_SHARE) as u64 + 2_000_000;
-        let max_packets = u64::from(limits.max_packets);
+    fn run(&mut self, progress: &mut (dyn FnMut(&Progress) + Send)) {
         let (mut sending, mut last_heard_ns, mut reported_ns) = (true, 0, 0);
         loop {
-            let now_ns = self.now_ns();
+            let now_ns = self.sender.now_ns();
+            let wire = self.wire.and_then(|wire| self.sinks.get_mut(wire));
             if sending {
-                self.send(now_ns, end_ns, max_packets);
-                let due = self.generator.due_ns().max(now_ns) < end_ns && self.intended < max_packets;
-                sending = (due || !self.burst.is_empty()) && now_ns < give_up_ns;
+                sending = self.sender.step(now_ns, wire);
                 if !sending {
                     self.cpu_at_stop = Some(CpuTime::read());
-                    self.stop_sending(end_ns, max_packets);
                 }
-            } else if self.ends.tx.queue.tx_pending() > 0 {
-                self.ends.tx.queue.kick(&mut self.ends.tx.cache);
+            } else {
+                self.sender.push_out(wire);
             }
-            if self.receive() > 0 || sending {
+            let all_stopped = !sending && self.helpers.all_stopped();
+            if self.receive() > 0 || !all_stopped {
                 last_heard_ns = now_ns;
             }
+            let sent = self.sender.sent().sent + self.helpers.sent();
             if now_ns - reported_ns > PROGRESS_NS {
                 reported_ns = now_ns;
-                let (sent, counts) = (self.sent, self.sink.counts());
+                let counts = self.sink.counts();
                 progress(&Progress { elapsed: Duration::from_nanos(now_ns), sent, counts });
             }
-            let complete = self.sink.counts().received >= self.sent;
-            if !sending && (complete || now_ns.saturating_sub(last_heard_ns) > DRAIN_NS) {
+            let complete = self.sink.counts().received >= sent;
+            if all_stopped && (complete || now_ns.saturating_sub(last_heard_ns) > DRAIN_NS) {
                 break;
             }
         }
@@ -212,59 +232,9 @@ impl Loop<'_> {
     }
 
     #[inline]
-    fn now_ns(&self) -> u64 {
-        ((clock::tsc() - self.start) as f64 * self.ns_per_clock) as u64
-    }
-
-    /// Writes the packets that are due, and gives the driver what it takes.
-    #[inline]
-    fn send(&mut self, now_ns: u64, end_ns: u64, max_packets: u64) {
-        let End { queue, cache } = &mut self.ends.tx;
-        if now_ns < end_ns {
-            while !self.burst.is_full() && self.generator.due_ns() <= now_ns && self.intended < max_packets {
-                let Some(mut frame) = cache.alloc() else { break };
-                let packet = self.generator.next_packet();
-                self.intended += 1;
-                if frame.reset(packet.len) {
-                    self.generator.write(&packet, clock::tsc(), frame.bytes_mut());
-                    self.burst.push(frame);
-                } else {
-                    // Sizes are checked against the chunk before; a frame too small counts as lost.
-                    cache.free(frame);
-                }
-            }
-        }
-        let mut taken = 0;
-        if !self.burst.is_empty() {
-            taken = queue.tx_burst(cache, &mut self.burst);
-            self.sent += taken as u64;
-            self.last_sent_ns = now_ns;
-        }
-        if taken > 0 || queue.tx_pending() > 0 {
-            queue.kick(cache);
-        }
-    }
-
-    /// Counts what was due and has not been sent.
-    fn stop_sending(&mut self, end_ns: u64, max_packets: u64) {
-        for frame in self.burst.drain(..) {
-            if let Some(stamp) = Stamp::of(frame.bytes()) {
-                self.generator.unsend(stamp.flow);
-            }
-            self.ends.tx.cache.free(frame);
-        }
-        if self.generator.due_ns() > 0 {
-            while self.generator.due_ns() < end_ns && self.intended < max_packets {
-                self.generator.skip();
-                self.intended += 1;
-            }
-        }
-    }
-
-    #[inline]
     fn receive(&mut self) -> usize {
         let mut received = 0;
-        for End { queue, cache } in &mut self.ends.rx {
+        for End { queue, cache } in self.sinks.iter_mut() {
             for _ in 0..RX_TURNS {
                 let mut burst = Burst::new();
                 let count = queue.rx_burst(cache, &mut burst);
@@ -281,38 +251,40 @@ impl Loop<'_> {
         }
         received
     }
+}
 
-    fn outcome(&self, trial: &Trial, cpu: CpuTime) -> Outcome {
-        let counts = self.sink.counts();
-        let accounts = || self.sink.accounts(self.generator.sent_by_flow());
-        let mut worst_flows: Vec<FlowAccount> = accounts().filter(|flow| flow.lost() > 0).collect();
-        let flows_with_loss = worst_flows.len() as u32;
-        worst_flows.sort_by_key(|flow| std::cmp::Reverse(flow.lost()));
-        worst_flows.truncate(WORST_FLOWS);
-        let lost = self.sent.saturating_sub(counts.received);
-        // Paced packets take the whole duration, the gap after the last one included.
-        let nominal_s = f64::from(trial.limits.duration_ms) / 1e3;
-        let cut_short = self.intended >= u64::from(trial.limits.max_packets);
-        let last_s = self.last_sent_ns.max(1) as f64 / 1e9;
-        let sending_s = if cut_short { last_s } else { last_s.max(nominal_s) };
-        let per_packet = |s: f64| if counts.received > 0 { s * 1e9 / counts.received as f64 } else { 0.0 };
-        Outcome {
-            intended: self.intended,
-            sent: self.sent,
-            offered: self.sent as f64 >= OFFERED_SHARE * self.intended as f64,
-            sending_s,
-            counts,
-            lost,
-            loss: if self.sent > 0 { lost as f64 / self.sent as f64 } else { 0.0 },
-            sent_pps: self.sent as f64 / sending_s,
-            received_pps: counts.received as f64 / sending_s,
-            flows: accounts().count() as u32,
-            flows_with_loss,
-            worst_flows,
-            latency: Latency::of(self.sink.latency()),
-            machine_ns_per_packet: per_packet(cpu.busy_s),
-            softirq_ns_per_packet: per_packet(cpu.softirq_s),
-        }
+/// What a trial's counts come to.
+fn outcome(trial: &Trial, sink: &Sink, all: &Sent, by_flow: &[u32], cpu: CpuTime) -> Outcome {
+    let Sent { intended, sent, last_sent_ns } = *all;
+    let counts = sink.counts();
+    let accounts = || sink.accounts(by_flow);
+    let mut worst_flows: Vec<FlowAccount> = accounts().filter(|flow| flow.lost() > 0).collect();
+    let flows_with_loss = worst_flows.len() as u32;
+    worst_flows.sort_by_key(|flow| std::cmp::Reverse(flow.lost()));
+    worst_flows.truncate(WORST_FLOWS);
+    let lost = sent.saturating_sub(counts.received);
+    // Paced packets take the whole duration, the gap after the last one included.
+    let nominal_s = f64::from(trial.limits.duration_ms) / 1e3;
+    let cut_short = intended >= u64::from(trial.limits.max_packets);
+    let last_s = last_sent_ns.max(1) as f64 / 1e9;
+    let sending_s = if cut_short { last_s } else { last_s.max(nominal_s) };
+    let per_packet = |s: f64| if counts.received > 0 { s * 1e9 / counts.received as f64 } else { 0.0 };
+    Outcome {
+        intended,
+        sent,
+        offered: sent as f64 >= OFFERED_SHARE * intended as f64,
+        sending_s,
+        counts,
+        lost,
+        loss: if sent > 0 { lost as f64 / sent as f64 } else { 0.0 },
+        sent_pps: sent as f64 / sending_s,
+        received_pps: counts.received as f64 / sending_s,
+        flows: accounts().count() as u32,
+        flows_with_loss,
+        worst_flows,
+        latency: Latency::of(sink.latency()),
+        machine_ns_per_packet: per_packet(cpu.busy_s),
+        softirq_ns_per_packet: per_packet(cpu.softirq_s),
     }
 }
 

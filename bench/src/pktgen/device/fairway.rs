@@ -1,21 +1,24 @@
 //! Fairway itself: `fairway-control` and `fairway-dataplane` on a node of the testbed, one busy worker.
 
-use super::ground::{Ground, NAMESPACE, SERVER, SERVICES};
+use super::churn::{Orders, Pace};
+use super::ground::{
+    CLIENT, DIRECT_PODS, Ground, IPIP_PODS, NAMESPACE, NODE_DIRECT, NODE_IPIP, NODE6, RouteChanger, SERVER,
+    SERVICES, pod6, remote_service, service6,
+};
 use super::{Device, DeviceError};
 use crate::pktgen::cores::cores;
 use crate::pktgen::cpu;
-use crate::pktgen::paths::{BACKEND_PORT, SERVICE_PORT, Site};
+use crate::pktgen::paths::{BACKEND_PORT, NODE_PORT, NODE_PORTS, REMOTE_SERVICES, SERVICE_PORT, Site};
 use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::Ends;
 use fairway_control::names::GATEWAY_IP;
+use fairway_tests::Testbed;
 use fairway_tests::manifests::Manifests;
 use fairway_tests::ping::ping;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(60);
 
@@ -51,19 +54,7 @@ impl FairwayDevice {
     /// # Errors
     /// If a program is missing or does not start.
     pub fn start(scenario: &Scenario) -> Result<FairwayDevice, DeviceError> {
-        let tables = &scenario.tables;
-        if tables.routes > 0 {
-            let why = "tables.routes is for the memory device; set it to 0";
-            return Err(DeviceError::Unfit { device: "fairway", why });
-        }
-        let flows: u32 = scenario.streams.iter().map(|stream| stream.flows).sum();
-        let ground = Ground::new(tables.services)?;
-        let mut device = FairwayDevice { ground, editor: None, flows };
-        device.start_programs(tables)?;
-        device.ground.open_ends()?;
-        let manifests = device.ground.testbed().manifests();
-        device.editor = (tables.changes_per_s > 0).then(|| Editor::start(manifests, *tables));
-        Ok(device)
+        FairwayDevice::with_pods(scenario, 0)
     }
 
     /// The same with so many pod ports in all, of which all but the generator's and the sink's are idle.
@@ -71,17 +62,26 @@ impl FairwayDevice {
     /// # Errors
     /// If a program is missing or does not start.
     pub fn with_pods(scenario: &Scenario, pods: u16) -> Result<FairwayDevice, DeviceError> {
+        let tables = &scenario.tables;
         let flows: u32 = scenario.streams.iter().map(|stream| stream.flows).sum();
-        let mut ground = Ground::new(scenario.tables.services)?;
+        let mut ground = Ground::new(scenario)?;
         (2..pods).try_for_each(|n| ground.add_idle_pod(n))?;
         let mut device = FairwayDevice { ground, editor: None, flows };
-        device.start_programs(&scenario.tables)?;
+        device.start_programs(tables)?;
         device.ground.open_ends()?;
+        if tables.changes_per_s + tables.route_changes_per_s > 0 {
+            let (manifests, routes) =
+                (device.ground.testbed().manifests().clone(), device.ground.route_changer(tables));
+            device.editor = Some(Editor::start(manifests, routes, *tables));
+        }
         Ok(device)
     }
 
     fn start_programs(&mut self, tables: &TableSizes) -> Result<(), DeviceError> {
+        let senders = self.ground.client_veths().len() as u32;
+        write_nodes(self.ground.testbed(), senders)?;
         write_services(self.ground.testbed().manifests(), 0..tables.services, tables.backends)?;
+        write_remote_services(self.ground.testbed().manifests(), tables.services.min(REMOTE_SERVICES))?;
         self.ground.testbed().node_mut(0).start_control()?;
         self.start_engine(Poll::Busy)?;
         let gateway: Ipv4Addr = GATEWAY_IP.as_v4().unwrap_or_default().into();
@@ -91,6 +91,18 @@ impl FairwayDevice {
                 Ok(summary) => Err(summary.output),
                 Err(error) => Err(error.to_string()),
             })
+        })?;
+        // A large table takes control some seconds to read from the kernel.
+        self.ground.testbed().wait("all routes are in the tables", READY, |testbed| {
+            let status = testbed.nodes()[0].ask(&["status"]).map_err(|error| error.to_string())?;
+            let usage =
+                status["tables"].as_array().into_iter().flatten().find(|usage| usage["table"] == "routes");
+            let used = usage.and_then(|usage| usage["used"].as_u64()).unwrap_or(0);
+            if used >= u64::from(tables.routes) {
+                Ok(())
+            } else {
+                Err(format!("{used} of {}", tables.routes))
+            }
         })?;
         Ok(())
     }
@@ -141,67 +153,147 @@ impl FairwayDevice {
     }
 }
 
-/// Writes Services and their EndpointSlices, one file for both kinds of a Service: UDP and TCP, all backends
-/// being the server's pod on different ports.
+/// Writes the nodes with their ranges of both families, the pools that say which way goes to whom, and the pods' addresses.
+fn write_nodes(testbed: &Testbed, senders: u32) -> Result<(), DeviceError> {
+    let node = |name: &str, ranges: &str, addresses: &[&str]| {
+        let addresses: String =
+            addresses.iter().map(|ip| format!("  - {{type: InternalIP, address: '{ip}'}}\n")).collect();
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec:\n  podCIDRs: [{ranges}]\nstatus:\n  \
+             addresses:\n{addresses}"
+        )
+    };
+    let pool = |name: &str, cidr: &str, ipip: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: {{cidr: '{cidr}', \
+             ipipMode: {ipip}, vxlanMode: Never}}\n---\n"
+        )
+    };
+    let manifests = testbed.manifests();
+    let own = testbed.nodes()[0].ip().to_string();
+    let remote = testbed.nodes()[1].ip().to_string();
+    let [direct, direct6] = DIRECT_PODS;
+    let both = |four: &str, six: &str| format!("{four}, '{six}'");
+    manifests
+        .write("node-node-1", &node("node-1", &both("10.244.1.0/24", "fd00:244:1::/64"), &[&own, NODE6]))?;
+    manifests.write("node-node-2", &node("node-2", &both("10.244.2.0/24", "fd00:244:2::/64"), &[&remote]))?;
+    manifests.write("node-ipip", &node("node-ipip", IPIP_PODS, &[NODE_IPIP]))?;
+    manifests.write("node-direct", &node("node-direct", &both(direct, direct6), &[NODE_DIRECT]))?;
+    let pools = [("ipip", IPIP_PODS, "Always"), ("direct", direct, "Never"), ("direct6", direct6, "Never")];
+    let pools: String = pools.into_iter().map(|(name, cidr, ipip)| pool(name, cidr, ipip)).collect();
+    manifests.write("pools", &pools)?;
+    let clients = (0..senders).map(|n| Ipv4Addr::from(u32::from(CLIENT) + n));
+    for pod in
+        testbed.pods().iter().filter(|pod| pod.ip() == SERVER || clients.clone().any(|ip| ip == pod.ip()))
+    {
+        let (name, ip) = (pod.name(), pod.ip());
+        let yaml = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {NAMESPACE}, name: {name}}}\nspec: {{nodeName: node-1, \
+             containers: []}}\nstatus: {{phase: Running, podIPs: [{{ip: {ip}}}, {{ip: '{}'}}]}}\n",
+            pod6(ip)
+        );
+        manifests.write(&format!("pod-{NAMESPACE}-{name}"), &yaml)?;
+    }
+    Ok(())
+}
+
+/// Writes Services and their EndpointSlices, one file for all kinds of a Service: UDP and TCP, both families, node ports
+/// as far as there are any; all backends are the server's pod, on different ports.
 fn write_services(
     manifests: &Manifests,
     services: impl Iterator<Item = u32>,
     backends: u32,
 ) -> Result<(), fairway_tests::Error> {
     for n in services {
-        let ip = Ipv4Addr::from(SERVICES + n);
+        let families = [
+            (4, Ipv4Addr::from(SERVICES + n).to_string(), SERVER.to_string()),
+            (6, service6(n).to_string(), pod6(SERVER).to_string()),
+        ];
+        let [(_, ip, _), (_, ip6, _)] = &families;
+        let (kind, node_port) = if n < NODE_PORTS {
+            let policy = "NodePort\n  externalTrafficPolicy: Local";
+            (policy, format!("\n    nodePort: {}", u32::from(NODE_PORT) + n))
+        } else {
+            ("ClusterIP", String::new())
+        };
         let mut yaml = format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: {NAMESPACE}\n  name: s{n}\nspec:\n  \
-             type: ClusterIP\n  clusterIP: {ip}\n  clusterIPs:\n  - {ip}\n  ports:\n  - name: u\n    protocol: \
-             UDP\n    port: {SERVICE_PORT}\n    targetPort: {BACKEND_PORT}\n  - name: t\n    protocol: TCP\n    \
-             port: {SERVICE_PORT}\n    targetPort: {BACKEND_PORT}\n"
+            "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: {NAMESPACE}\n  name: s{n}\nspec:\n  type: \
+             {kind}\n  clusterIP: {ip}\n  clusterIPs:\n  - {ip}\n  - '{ip6}'\n  ports:\n  - name: u\n    protocol: \
+             UDP\n    port: {SERVICE_PORT}\n    targetPort: {BACKEND_PORT}{node_port}\n  - name: t\n    protocol: \
+             TCP\n    port: {SERVICE_PORT}\n    targetPort: {BACKEND_PORT}{node_port}\n"
         );
-        for b in 0..backends {
-            let port = BACKEND_PORT + (b % 1000) as u16;
-            // Writing to a String cannot fail.
-            let _ = write!(
-                yaml,
-                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: \
-                 {NAMESPACE}\n  name: s{n}-{b}\n  labels:\n    kubernetes.io/service-name: s{n}\naddressType: \
-                 IPv4\nports:\n- name: u\n  protocol: UDP\n  port: {port}\n- name: t\n  protocol: TCP\n  port: \
-                 {port}\nendpoints:\n- addresses:\n  - {SERVER}\n  conditions:\n    ready: true\n"
-            );
+        for (family, _, server) in &families {
+            for b in 0..backends {
+                let port = BACKEND_PORT + (b % 1000) as u16;
+                // Writing to a String cannot fail.
+                let _ = write!(
+                    yaml,
+                    "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: \
+                     {NAMESPACE}\n  name: s{n}v{family}-{b}\n  labels:\n    kubernetes.io/service-name: \
+                     s{n}\naddressType: IPv{family}\nports:\n- name: u\n  protocol: UDP\n  port: {port}\n- name: t\n  \
+                     protocol: TCP\n  port: {port}\nendpoints:\n- addresses:\n  - '{server}'\n  nodeName: node-1\n  \
+                     conditions:\n    ready: true\n"
+                );
+            }
         }
         manifests.write(&format!("service-{n}"), &yaml)?;
     }
     Ok(())
 }
 
-/// Takes and gives back a backend of one Service after the other, as often as the scenario asks.
+/// Writes Services whose backend is a pod of the other node.
+fn write_remote_services(manifests: &Manifests, services: u32) -> Result<(), fairway_tests::Error> {
+    let mut yaml = String::new();
+    for (n, family, ip, pod) in (0..services).flat_map(|n| {
+        let [(ip, pod), (ip6, pod6)] = remote_service(n);
+        [(n, 4, ip, pod), (n, 6, ip6, pod6)]
+    }) {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            yaml,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{namespace: {NAMESPACE}, name: r{n}v{family}}}\nspec:\n  \
+             clusterIP: '{ip}'\n  clusterIPs: ['{ip}']\n  ports:\n  - {{name: u, protocol: UDP, port: \
+             {SERVICE_PORT}}}\n  - {{name: t, protocol: TCP, port: {SERVICE_PORT}}}\n---\napiVersion: \
+             discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: {NAMESPACE}\n  name: r{n}v{family}-1\n  \
+             labels: {{kubernetes.io/service-name: r{n}v{family}}}\naddressType: IPv{family}\nports:\n- {{name: u, \
+             protocol: UDP, port: {BACKEND_PORT}}}\n- {{name: t, protocol: TCP, port: {BACKEND_PORT}}}\nendpoints:\n- \
+             addresses: ['{pod}']\n  nodeName: node-2\n  conditions: {{ready: true}}\n"
+        );
+    }
+    manifests.write("remote-services", &yaml)
+}
+
+/// Takes and gives back a backend of one Service after the other, and moves one route after the other, as often as the
+/// scenario asks.
 struct Editor {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<u64, fairway_tests::Error>>>,
+    orders: Orders,
+    thread: Option<JoinHandle<Result<[u64; 2], DeviceError>>>,
 }
 
 impl Editor {
-    fn start(manifests: &Manifests, tables: TableSizes) -> Editor {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (manifests, stopped) = (manifests.clone(), stop.clone());
+    fn start(manifests: Manifests, routes: RouteChanger, tables: TableSizes) -> Editor {
+        let orders = Orders::new();
+        let heard = orders.clone();
         let work = move || {
-            let (start, mut edits) = (Instant::now(), 0u64);
-            while !stopped.load(Ordering::Relaxed) {
-                let due = (start.elapsed().as_secs_f64() * f64::from(tables.changes_per_s)) as u64;
-                while edits < due && !stopped.load(Ordering::Relaxed) {
-                    let n = (edits / 2) as u32 % tables.services;
-                    let more = u32::from(edits.is_multiple_of(2));
+            let mut services = Pace::new(tables.changes_per_s);
+            let mut moves = Pace::new(tables.route_changes_per_s);
+            while !heard.stopped() {
+                for edit in services.due(&heard) {
+                    let n = (edit / 2) as u32 % tables.services;
+                    let more = u32::from(edit.is_multiple_of(2));
                     write_services(&manifests, n..n + 1, tables.backends + more)?;
-                    edits += 1;
                 }
+                routes.change(moves.due(&heard))?;
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Ok(edits)
+            Ok([services.made, moves.made])
         };
-        Editor { stop, thread: Some(std::thread::spawn(work)) }
+        Editor { orders, thread: Some(std::thread::spawn(work)) }
     }
 
-    /// Ends it; returns how many edits it made, or `None` if it died.
-    fn end(&mut self) -> Option<Result<u64, fairway_tests::Error>> {
-        self.stop.store(true, Ordering::Relaxed);
+    /// Ends it; returns how many changes it made of Services and of routes, or `None` if it died.
+    fn end(&mut self) -> Option<Result<[u64; 2], DeviceError>> {
+        self.orders.stop();
         self.thread.take()?.join().ok()
     }
 }
@@ -226,6 +318,11 @@ impl Device for FairwayDevice {
         self.ground.ends()
     }
 
+    fn set_churn(&mut self, on: bool) -> bool {
+        self.editor.iter().for_each(|editor| editor.orders.set(on));
+        self.editor.is_some()
+    }
+
     fn hint(&mut self) -> String {
         let saw = self.ground.what_ends_saw();
         let counters = match self.ground.testbed().nodes()[0].ask(&["counters"]) {
@@ -240,8 +337,8 @@ impl Device for FairwayDevice {
         let mut words = Vec::new();
         if let Some(mut editor) = self.editor.take() {
             let died = || broken("the thread that edits manifests has died".to_owned());
-            let edits = editor.end().ok_or_else(died)??;
-            words.push(format!("{edits} edits of Services while packets flowed"));
+            let [edits, moves] = editor.end().ok_or_else(died)??;
+            words.push(format!("{edits} edits of Services and {moves} of routes while packets flowed"));
         }
         let node = self.ground.testbed().node_mut(0);
         let last_words = node.stop_dataplane()?;

@@ -10,8 +10,9 @@
 //! | [`testpmd`] | DPDK's testpmd in io mode | AF_XDP |
 //! | [`wire`] | nothing: the generator's veth ends in the sink | AF_XDP |
 //!
-//! [`ground`] is the testbed that all AF_XDP devices stand on.
+//! [`ground`] is the testbed that all AF_XDP devices stand on; [`churn`] says when tables change.
 
+pub mod churn;
 pub mod fairway;
 pub mod ground;
 pub mod kernel;
@@ -21,14 +22,15 @@ pub mod ovs;
 pub mod testpmd;
 pub mod wire;
 
-use crate::pktgen::cores::on_generator_core;
+use crate::pktgen::cores::{self, on_generator_core};
 use crate::pktgen::generator::Generator;
 use crate::pktgen::paths::Site;
 use crate::pktgen::plan::{Plan, TooFewTuples};
 use crate::pktgen::scenario::{Arrival, Scenario, TrialLimits};
 use crate::pktgen::sessions::{self, Client, Sessions};
 use crate::pktgen::sink::Sink;
-use crate::pktgen::trial::{self, Ends, Outcome, Progress, Trial};
+use crate::pktgen::trial::{self, Ends, Outcome, Progress, Senders, Trial};
+use core_affinity::CoreId;
 use fairway_dataplane::clock;
 use fairway_dataplane::crew::CrewError;
 use fairway_pmd::UmemError;
@@ -136,6 +138,17 @@ pub trait Device {
     /// The generator's and the sink's queues.
     fn ends(&mut self) -> &mut Ends;
 
+    /// Whether it runs on a core of its own, the last one.
+    fn has_core(&self) -> bool {
+        true
+    }
+
+    /// Changes tables from now on, as often as the scenario asks, or no more; they do from the start. Returns false if
+    /// this device's tables never change.
+    fn set_churn(&mut self, _on: bool) -> bool {
+        false
+    }
+
     /// Where to look if no packet comes through.
     fn hint(&mut self) -> String;
 
@@ -146,10 +159,26 @@ pub trait Device {
     fn finish(self: Box<Self>) -> Result<Vec<String>, DeviceError>;
 }
 
+/// A generator for each sender, and the sum of their flows.
+fn generators<D: Device + ?Sized>(
+    scenario: &Scenario,
+    device: &D,
+) -> Result<(Vec<Generator>, u32), DeviceError> {
+    let site = device.site();
+    let mut generators = Vec::new();
+    for sender in 0..scenario.senders {
+        generators.push(Generator::new(scenario, Plan::of_sender(scenario, &site, sender)?));
+    }
+    let flows = generators.iter().map(|generator| generator.plan().flows).sum();
+    Ok((generators, flows))
+}
+
 /// A device with generator and sink for one scenario.
 pub struct Bench<D: Device + ?Sized = dyn Device> {
     device: Box<D>,
-    generator: Generator,
+    generators: Vec<Generator>,
+    /// Cores of all senders but the first.
+    cores: Vec<Option<CoreId>>,
     sink: Sink,
     limits: TrialLimits,
 }
@@ -160,21 +189,23 @@ impl<D: Device + ?Sized> Bench<D> {
     /// # Errors
     /// If the scenario has more flows than the site has addresses.
     pub fn new(scenario: &Scenario, device: Box<D>) -> Result<Bench<D>, DeviceError> {
-        let plan = Plan::new(scenario, &device.site())?;
-        let sink = Sink::new(plan.flows, clock::tsc_per_ns());
-        Ok(Bench { device, generator: Generator::new(scenario, plan), sink, limits: scenario.trial })
+        let (generators, flows) = generators(scenario, &*device)?;
+        let cores = cores::of_further_senders(generators.len() - 1, !device.has_core());
+        let sink = Sink::new(flows, clock::tsc_per_ns());
+        Ok(Bench { device, generators, cores, sink, limits: scenario.trial })
     }
 
-    /// Goes on with another scenario on the same device, which was started with the same tables.
+    /// Goes on with another scenario on the same device, which was started with the same tables and senders.
     ///
     /// # Errors
     /// As [`Bench::new`].
     pub fn change_scenario(&mut self, scenario: &Scenario) -> Result<(), DeviceError> {
-        let plan = Plan::new(scenario, &self.device.site())?;
-        self.sink = Sink::new(plan.flows, clock::tsc_per_ns());
-        let trial = self.generator.trial();
-        self.generator = Generator::new(scenario, plan);
-        self.generator.continue_from(trial);
+        let (mut generators, flows) = generators(scenario, &*self.device)?;
+        self.sink = Sink::new(flows, clock::tsc_per_ns());
+        for generator in &mut generators {
+            generator.continue_from(self.generators[0].trial());
+        }
+        self.generators = generators;
         self.limits = scenario.trial;
         Ok(())
     }
@@ -191,7 +222,7 @@ impl<D: Device + ?Sized> Bench<D> {
 
     /// Sends other frame sizes from now on, in bytes with FCS.
     pub fn set_sizes(&mut self, sizes: &[u16]) {
-        self.generator.set_sizes(sizes);
+        self.generators.iter_mut().for_each(|generator| generator.set_sizes(sizes));
     }
 
     /// Waits until packets come through, all of them; the first ones are lost to neighbour discovery, or to
@@ -229,7 +260,8 @@ impl<D: Device + ?Sized> Bench<D> {
     /// # Errors
     /// As [`Bench::trial`].
     pub fn warm_up(&mut self) -> Result<(), DeviceError> {
-        let max_packets = self.generator.plan().flows.saturating_mul(3).max(10_000);
+        let flows: u32 = self.generators.iter().map(|generator| generator.plan().flows).sum();
+        let max_packets = flows.saturating_mul(3).max(10_000);
         let limits = TrialLimits { duration_ms: 5000, max_packets };
         self.run(&Trial { arrival: Arrival::LineRate, limits }, &mut |_| {})?;
         Ok(())
@@ -257,8 +289,9 @@ impl<D: Device + ?Sized> Bench<D> {
         trial: &Trial,
         progress: &mut (dyn FnMut(&Progress) + Send),
     ) -> Result<Outcome, DeviceError> {
-        let (generator, sink, ends) = (&mut self.generator, &mut self.sink, self.device.ends());
-        on_generator_core(|| trial::run(trial, generator, sink, ends, progress))
+        let senders = Senders { generators: &mut self.generators, cores: &self.cores };
+        let (sink, ends) = (&mut self.sink, self.device.ends());
+        on_generator_core(|| trial::run(trial, senders, sink, ends, progress))
             .map_err(DeviceError::io("read /proc/stat"))
     }
 
@@ -267,7 +300,7 @@ impl<D: Device + ?Sized> Bench<D> {
     /// # Errors
     /// If the system's counters cannot be read.
     pub fn sessions(&mut self, sessions: &Sessions) -> Result<sessions::Outcome, DeviceError> {
-        let stream = self.generator.plan().streams[0].clone();
+        let stream = self.generators[0].plan().streams[0].clone();
         let timeout_ns = u64::from(sessions.timeout_ms) * 1_000_000;
         let mut client = Client::new(stream, sessions.concurrent, timeout_ns);
         let site = self.device.site();

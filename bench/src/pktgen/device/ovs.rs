@@ -37,8 +37,9 @@ impl OvsDevice {
     /// If it is not installed or does not start.
     pub fn start(scenario: &Scenario) -> Result<OvsDevice, DeviceError> {
         let tables = &scenario.tables;
-        if tables.routes > 0 || tables.changes_per_s > 0 || tables.backends > 1 {
-            let why = "it has one backend per Service here, and tables that do not change; set tables so";
+        let changes = tables.changes_per_s + tables.route_changes_per_s;
+        if tables.routes > 0 || changes > 0 || tables.backends > 1 || scenario.senders > 1 {
+            let why = "it has one sender and one backend per Service here, and tables that do not change; set them so";
             return Err(DeviceError::Unfit { device: "ovs", why });
         }
         if !Path::new(SWITCH).exists() {
@@ -46,7 +47,7 @@ impl OvsDevice {
             let package = "openvswitch-switch-dpdk librte-net-af-xdp23";
             return Err(DeviceError::MissingProgram { device, program, package });
         }
-        let mut ground = Ground::new(tables.services)?;
+        let mut ground = Ground::new(scenario)?;
         let dir = ground.testbed().dir().join("ovs");
         std::fs::create_dir_all(&dir).map_err(DeviceError::io("make a folder for OVS"))?;
         let path = |name: &str| dir.join(name).display().to_string();

@@ -43,7 +43,13 @@ impl TestpmdDevice {
         if main == core {
             return Err(DeviceError::Unfit { device: "testpmd", why: "it needs two cores" });
         }
-        let mut ground = Ground::new(scenario.tables.services)?;
+        if scenario.senders > 1 {
+            return Err(DeviceError::Unfit {
+                device: "testpmd",
+                why: "it joins two ports; set senders to 1",
+            });
+        }
+        let mut ground = Ground::new(scenario)?;
         let prefix = ground.testbed().name().to_owned();
         let mut command = ground.node().command(PROGRAM);
         command

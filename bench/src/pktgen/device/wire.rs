@@ -18,7 +18,7 @@ impl WireDevice {
     /// # Errors
     /// If namespaces or sockets cannot be had.
     pub fn start(scenario: &Scenario) -> Result<WireDevice, DeviceError> {
-        let mut ground = Ground::new(scenario.tables.services)?;
+        let mut ground = Ground::new(scenario)?;
         ground.open_short_circuit()?;
         Ok(WireDevice { ground })
     }
@@ -35,6 +35,10 @@ impl Device for WireDevice {
 
     fn ends(&mut self) -> &mut Ends {
         self.ground.ends()
+    }
+
+    fn has_core(&self) -> bool {
+        false
     }
 
     fn hint(&mut self) -> String {

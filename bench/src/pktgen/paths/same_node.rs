@@ -1,8 +1,7 @@
 //! Pod to pod on the same node. A thousand destination ports give room for 4 million flows.
 
-use super::{Route, Site, from_client};
-use crate::pktgen::ranges::{Addresses, Ports};
+use super::{Around, POD_PORTS, Route, Site, from_client};
 
-pub(super) fn route(site: &Site) -> Route {
-    from_client(site, Addresses::one(site.server), Ports { first: 9000, count: 1000 })
+pub(super) fn route(site: &Site, around: &Around) -> Route {
+    from_client(site, around, around.server, POD_PORTS)
 }

@@ -1,8 +1,7 @@
-//! Pod to the pods of another node, encapsulated on the way.
+//! Pod to the pods of another node, by VXLAN over IPv4.
 
-use super::{Route, Site, from_client};
-use crate::pktgen::ranges::Ports;
+use super::{Around, POD_PORTS, Route, Site, from_client};
 
-pub(super) fn route(site: &Site) -> Route {
-    from_client(site, site.remote_pods, Ports { first: 9000, count: 1000 })
+pub(super) fn route(site: &Site, around: &Around) -> Route {
+    from_client(site, around, around.vxlan_pods, POD_PORTS)
 }

@@ -48,6 +48,10 @@ pub fn run(
     let (mut out, mut replies) = (Burst::new(), Burst::new());
     let (mut opening, mut opened_ns) = (true, 0);
     let macs = (site.client_mac, site.gateway_mac);
+    let Ends { clients, sinks, .. } = ends;
+    let Some(pod) = clients.first_mut() else {
+        return Err(std::io::Error::other("sessions need a client"));
+    };
     while opening || client.open_now() > 0 {
         let now_ns = now();
         opening &= now_ns < end_ns && client.tally().opened < u64::from(limits.max_packets);
@@ -55,20 +59,20 @@ pub fn run(
             opened_ns = now_ns;
             while out.len() < MAX_BURST && client.tally().opened < u64::from(limits.max_packets) {
                 let Some(segment) = client.open(now_ns) else { break };
-                put(&mut ends.tx, &mut out, &segment, macs);
+                put(pod, &mut out, &segment, macs);
             }
         }
-        flush(&mut ends.tx, &mut out);
-        take(&mut ends.tx, &mut out, |segment| client.receive(segment, now_ns), macs);
-        flush(&mut ends.tx, &mut out);
-        if let Some(server) = ends.rx.first_mut() {
+        flush(pod, &mut out);
+        take(pod, &mut out, |segment| client.receive(segment, now_ns), macs);
+        flush(pod, &mut out);
+        if let Some(server) = sinks.first_mut() {
             take(server, &mut replies, answer, (site.server_mac, site.gateway_mac));
             flush(server, &mut replies);
         }
         client.expire(now_ns, EXPIRE);
     }
-    ends.tx.cache.free_burst(&mut out);
-    if let Some(server) = ends.rx.first_mut() {
+    pod.cache.free_burst(&mut out);
+    if let Some(server) = sinks.first_mut() {
         server.cache.free_burst(&mut replies);
     }
     let spent = CpuTime::read()?.since(&cpu);
