@@ -49,13 +49,14 @@ impl Targets {
         }
     }
 
-    /// Writes all of it into the block at `first`.
+    /// Writes all of it into the block at `first`, in the place of what there was `before`.
     pub(crate) fn store<'a>(
         &'a self,
         region: &WriteRegion,
         arena: &Backends,
         service: &Service,
         first: u32,
+        before: Option<ServiceView<'_>>,
         tables: &mut maglev::Tables<'a>,
     ) {
         let mut slots = first..;
@@ -68,9 +69,12 @@ impl Targets {
         for (i, slot) in (0..value.ways() as usize).zip(&mut slots) {
             region.write(arena.at(slot), self.ways.get(i).unwrap_or(&unknown));
         }
-        for (list, set) in [(&self.cluster, value.cluster()), (&self.local, value.local())] {
+        let (cluster, local) = (before.map(|before| before.cluster()), before.map(|before| before.local()));
+        for (list, set, before) in
+            [(&self.cluster, value.cluster(), cluster), (&self.local, value.local(), local)]
+        {
             let Some(table) = set.table else { continue };
-            for (word, places) in tables.of(list).chunks(4).enumerate() {
+            for (word, places) in tables.of(list, before).chunks(4).enumerate() {
                 let word_of = |word: u64, place: &u16| word << 16 | u64::from(*place);
                 let packed = places.iter().rev().fold(0, word_of);
                 region.store64(arena.at(table) + 8 * word, packed, Ordering::Relaxed);
@@ -257,11 +261,22 @@ impl<'a> BackendSet<'a> {
     /// Number of the backend that a flow with this hash is given; `None` without [`Service::MAGLEV`].
     #[inline]
     pub fn maglev(&self, hash: u64) -> Option<usize> {
-        // The high bits, by multiplication: cheaper than a remainder, and every place is as likely.
-        let place = ((u128::from(hash) * maglev::SIZE as u128) >> 64) as usize;
+        let place = (hash >> (u64::BITS - maglev::SIZE.ilog2())) as usize;
         let word = self.region().load64(self.at(self.extent.table?) + 8 * (place / 4), Ordering::Relaxed);
         let number = usize::from((word >> (16 * (place % 4))) as u16);
         (number < self.len()).then_some(number)
+    }
+
+    /// The backend's number at each place of the Maglev table.
+    pub(crate) fn maglev_table(&self) -> Option<Vec<u16>> {
+        let first = self.at(self.extent.table?);
+        let words =
+            (0..maglev::SIZE / 4).map(|word| self.region().load64(first + 8 * word, Ordering::Relaxed));
+        Some(
+            words
+                .flat_map(|word| [word as u16, (word >> 16) as u16, (word >> 32) as u16, (word >> 48) as u16])
+                .collect(),
+        )
     }
 
     fn region(&self) -> &'a Region {

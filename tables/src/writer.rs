@@ -320,7 +320,7 @@ impl Writer {
         store.set(&mut state.neighbours, &diff.neighbours);
         store.set(&mut state.tunnels, &diff.tunnels);
         store.set(&mut state.endpoints, &diff.endpoints);
-        store.set_services(state, &tables.layout, diff, blocks, &mut noted);
+        store.set_services(state, tables, diff, blocks, &mut noted);
         for (prefix, target) in &diff.routes.set {
             store.set_route(state, prefix, *target);
         }
@@ -429,15 +429,17 @@ impl Store<'_> {
     fn set_services(
         &self,
         state: &mut State,
-        layout: &Layout,
+        shared: &Shared,
         diff: &Difference<'_>,
         blocks: &[Option<Block>],
         noted: &mut Noted,
     ) {
+        let (layout, view) = (&shared.layout, shared.view());
         let mut tables = maglev::Tables::default();
         for ((key, (service, targets)), block) in diff.services.set.iter().zip(blocks) {
             let first = block.map_or(0, |block| block.first);
-            targets.store(self.region, &layout.backends, service, first, &mut tables);
+            let before = view.service(key);
+            targets.store(self.region, &layout.backends, service, first, before, &mut tables);
             let mark = layout.backends.high_water_offset;
             let end = block.map_or(0, |block| block.end());
             if end > self.region.load64(mark, Ordering::Relaxed) {

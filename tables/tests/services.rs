@@ -65,6 +65,30 @@ fn a_backend_that_goes_keeps_nearly_all_other_choices() {
 }
 
 #[test]
+fn tables_that_came_by_changes_and_restarts_are_those_of_a_fresh_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let all: Vec<Backend> =
+        (0..250u16).map(|n| Backend { ip: Ip::v4([10, 1, 0, n as u8]), port: 80, flags: 0 }).collect();
+    let mut writer = Writer::open(dir.path(), Capacities::default()).unwrap();
+    for step in 0..60 {
+        if step % 7 == 6 {
+            drop(writer);
+            writer = Writer::open(dir.path(), Capacities::default()).unwrap();
+        }
+        let list = |count: usize| all[step..step + count].to_vec();
+        let targets = Targets { cluster: list(150), local: list(50), ..Targets::default() };
+        writer.apply(&[maglev(targets.clone())]).unwrap();
+        let (mut fresh, _) = Tables::heap(Capacities::default());
+        fresh.apply(&[maglev(targets)]).unwrap();
+        let of = |writer: &Writer| {
+            let service = writer.view().service(&key()).unwrap();
+            (choices(service.cluster()), choices(service.local()))
+        };
+        assert!(of(&writer) == of(&fresh), "after {step} changes");
+    }
+}
+
+#[test]
 fn every_backend_is_found_by_its_address_and_port_and_no_other() {
     let (mut writer, _) = Tables::heap(Capacities::default());
     for count in 0..20 {

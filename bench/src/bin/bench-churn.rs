@@ -2,7 +2,7 @@
 
 use clap::{Parser, ValueEnum};
 use fairway_bench::churn::cluster::Cluster;
-use fairway_bench::churn::{ChurnError, control, folder, slowdown};
+use fairway_bench::churn::{ChurnError, control, folder, maglev, slowdown};
 use fairway_tests::report::{Figure, Report};
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
@@ -26,6 +26,12 @@ struct Args {
     /// Leave the real fairway-control out
     #[arg(long)]
     no_manifests: bool,
+    /// Numbers of backends of a service with a Maglev table
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000])]
+    backends: Vec<u16>,
+    /// Only what a Maglev list's change costs
+    #[arg(long)]
+    only_maglev: bool,
     /// One part in this process: how the benchmark calls itself
     #[arg(long, hide = true)]
     part: Option<Part>,
@@ -41,8 +47,12 @@ enum Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let sizes = args.nodes.iter().chain(&args.manifests);
-    if sizes.clone().any(|n| !(100..=5000).contains(n)) || args.changes == 0 || args.rounds == 0 {
-        eprintln!("bench-churn: sizes are 100 to 5000 nodes, --changes and --rounds at least 1");
+    if sizes.clone().any(|n| !(100..=5000).contains(n))
+        || args.changes == 0
+        || args.rounds == 0
+        || args.backends.contains(&0)
+    {
+        eprintln!("bench-churn: sizes are 100 to 5000 nodes, --changes, --rounds and --backends at least 1");
         return ExitCode::FAILURE;
     }
     let result = match args.part {
@@ -89,7 +99,10 @@ fn spawn(part: &str, nodes: usize, args: &Args) -> Result<Vec<Figure>, ChurnErro
 }
 
 fn run_all(args: &Args) -> Result<(), ChurnError> {
-    let mut all = Vec::new();
+    let mut all = maglev_lists(args)?;
+    if args.only_maglev {
+        return Report::of_target("bench-churn").add(&all).map_err(|e| ChurnError::Broken(e.to_string()));
+    }
     println!(
         "Control's parts in a process of their own; objects as a watch hands them over, seen by a reader\n"
     );
@@ -138,6 +151,33 @@ fn run_all(args: &Args) -> Result<(), ChurnError> {
         all.extend(manifests(args)?);
     }
     Report::of_target("bench-churn").add(&all).map_err(|e| ChurnError::Broken(e.to_string()))
+}
+
+fn maglev_lists(args: &Args) -> Result<Vec<Figure>, ChurnError> {
+    let mut all = Vec::new();
+    println!(
+        "One backend of a Maglev list goes or comes: the batch that writes it, and other backends' clients that it moves"
+    );
+    println!(
+        "{:>8} │ {:>17} {:>12} {:>14} │ {:>17}",
+        "backends", "p50/p99", "from nothing", "random p50", "moved mean/max"
+    );
+    for backends in &args.backends {
+        let figures = maglev::run(*backends, args.changes.div_ceil(10))?;
+        let at = |case: &str, metric: &str| value(&figures, case, metric);
+        println!(
+            "{backends:>8} │ {:>7.0} {:>7.0} µs {:>9.0} µs {:>11.0} µs │ {:>6.2} {:>6.2} %",
+            at("maglev_change", "p50_us"),
+            at("maglev_change", "p99_us"),
+            at("maglev_change", "from_nothing_p50_us"),
+            at("random_change", "p50_us"),
+            100.0 * at("maglev_disruption", "mean_share"),
+            100.0 * at("maglev_disruption", "max_share"),
+        );
+        all.extend(figures);
+    }
+    println!();
+    Ok(all)
 }
 
 fn manifests(args: &Args) -> Result<Vec<Figure>, ChurnError> {

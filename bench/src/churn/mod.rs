@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod control;
 pub mod folder;
+pub mod maglev;
 pub mod slowdown;
 pub mod witness;
 
@@ -60,7 +61,12 @@ pub struct Times(Vec<f64>);
 impl Times {
     /// Adds one.
     pub fn add(&mut self, time: Duration) {
-        self.0.push(time.as_secs_f64() * 1e6);
+        self.add_us(time.as_secs_f64() * 1e6);
+    }
+
+    /// Adds one in microseconds.
+    pub fn add_us(&mut self, time_us: f64) {
+        self.0.push(time_us);
     }
 
     /// Adds all of another's.
