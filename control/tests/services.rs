@@ -180,9 +180,9 @@ fn source_ranges_hold_at_the_load_balancers_address_and_admit_this_node() {
     for (ip, port) in [(CLUSTER, 80), (NODE, 30080), (EXTERNAL, 80)] {
         assert_eq!(ranges(&node, ip, port), [""; 0]);
     }
-    // This node is inside: so are its address among the pods, and the balancer's own.
+    // This node is inside: so is the balancer's own address.
     node.take(&[service(&json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]})), slice(&[1])]);
-    assert_eq!(ranges(&node, BALANCER, 80), ["10.244.1.1/32", "192.0.2.0/24", "203.0.113.1/32"]);
+    assert_eq!(ranges(&node, BALANCER, 80), ["192.0.2.0/24", "203.0.113.1/32"]);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::tuples::association;
+use common::tuples::{Place, Step, association, frame, ip};
 use common::{drops, look};
+use fairway_dataplane::conntrack::Tuple;
 use fairway_dataplane::testkit::{World, WorldConfig, addr};
 use fairway_dataplane::wire::{icmp, proto, tcp_flags};
-use fairway_tables::{Backend, DropReason, Ip, Op, PortId, Service, ServiceKey, Targets};
+use fairway_tables::{Backend, DropReason, Ip, Op, PortId, Prefix, Service, ServiceKey, Targets};
 use std::collections::BTreeSet;
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
@@ -99,11 +100,37 @@ fn source_ranges_drop_clients_outside_them_and_say_so() {
     set(&mut world, BALANCER, flags, 0, with(&[&b]));
     assert_eq!(reached(&mut world, 1, BALANCER, 2000..2010), (ports(&[2]), 0));
     assert_eq!(reached(&mut world, 0, BALANCER, 2000..2010), (ports(&[]), 10));
-    // Without any endpoint anywhere clients are refused whoever they are.
+    // Without any endpoint anywhere those are refused whom the ranges admit.
     set(&mut world, BALANCER, flags, 0, Targets { cluster: vec![], ..with(&[&b]) });
-    let before = drops(&world, DropReason::NoBackend);
-    let _ = reached(&mut world, 0, BALANCER, 3000..3005);
-    assert_eq!(drops(&world, DropReason::NoBackend) - before, 5);
+    for (pod, reason) in [(0, DropReason::SourceRange), (1, DropReason::NoBackend)] {
+        let before = drops(&world, reason);
+        let _ = reached(&mut world, pod, BALANCER, 3000..3005);
+        assert_eq!(drops(&world, reason) - before, 5, "{reason:?}");
+    }
+    world.finish();
+}
+
+#[test]
+fn source_ranges_know_this_node_by_its_own_address_not_by_that_among_the_pods() {
+    let mut world = World::new(WorldConfig { frames: 512, ..WorldConfig::default() });
+    for is_v4 in [true, false] {
+        let (balancer, router) = (ip(BALANCER, [0x20; 16], is_v4), ip(addr::ROUTER, addr::ROUTER6, is_v4));
+        let own = ip(addr::NODE, addr::NODE6, is_v4);
+        let list = vec![Backend { ip: ip(addr::pod(2), addr::pod6(2), is_v4), port: 8080, flags: 0 }];
+        let tuple = |sport| Tuple { src: router, dst: balancer, sport, dport: 80, proto: proto::TCP };
+        for (sport, range, is_admitted) in [(1000, router, false), (1001, own, true)] {
+            let service =
+                Service { id: 1, flags: Service::EXTERNAL | Service::SOURCE_RANGES, affinity_timeout_s: 0 };
+            let source_ranges = vec![Prefix::host(range)];
+            let targets = Targets { cluster: list.clone(), source_ranges, ..Targets::default() };
+            world.apply(Op::SetService(ServiceKey::new(balancer, 80, proto::TCP), service, targets));
+            let before = drops(&world, DropReason::SourceRange);
+            let sent = world.send(addr::HOST, &frame(Place::Host, &tuple(sport), Step::Open));
+            let port = sent.map(|(port, _)| port);
+            assert_eq!(port, is_admitted.then_some(addr::pod_port(2)), "{range}");
+            assert_eq!(drops(&world, DropReason::SourceRange) - before, u64::from(!is_admitted));
+        }
+    }
     world.finish();
 }
 

@@ -2,7 +2,7 @@
 //! endpoints of its slices that this node uses for it. kube-proxy is the reference for which those are; see also
 //! [`selection`](crate::selection) and, for what a client makes of it, the engine's service stage.
 
-use super::compile::{Contribution, host_address, is_link_local};
+use super::compile::{Contribution, is_link_local};
 use super::{Index, Name, Source};
 use crate::model::{Key, Value};
 use crate::object::{EndpointSlice, Service, ServicePort, SliceEndpoint};
@@ -139,8 +139,8 @@ impl Index {
         out
     }
 
-    /// `loadBalancerSourceRanges`. If they hold this node, then also the address from which its processes reach pods
-    /// and services, and the load balancer's own: a node that has it as an address of its own sends from it.
+    /// `loadBalancerSourceRanges`. If they hold this node, then also the load balancer's own address: a node that has it as an
+    /// address of its own sends from it. The engine judges this node by its InternalIP.
     fn admitted(&self, service: &Service) -> BTreeSet<Prefix> {
         let mut out: BTreeSet<Prefix> = service.source_ranges.iter().copied().collect();
         if let Some(node) = self.nodes.get(&self.config.node) {
@@ -148,8 +148,6 @@ impl Index {
                 if service.source_ranges.iter().any(|range| range.contains(*ip)) {
                     let same = |other: &&Ip| other.is_v4() == ip.is_v4();
                     out.extend(service.load_balancer_ips.iter().filter(same).map(|ip| Prefix::host(*ip)));
-                    let hosts: Vec<Ip> = node.pod_cidrs.iter().map(host_address).collect();
-                    out.extend(hosts.iter().filter(same).map(|ip| Prefix::host(*ip)));
                 }
             }
         }

@@ -28,7 +28,7 @@ use crate::parse::Ingress;
 use crate::state::WorkerState;
 use fairway_tables::{
     BackendSet, DropReason, Ip, NextHop, NextHopKind, PortKind, Prefix, Service, ServiceKey, ServiceView,
-    View,
+    Settings, View,
 };
 
 /// The service that the destination names, if any. What is sent to an address that has services, but to none of their
@@ -73,6 +73,17 @@ impl Client {
 pub(super) fn is_of_this_node(tables: View<'_>, ip: Ip) -> bool {
     let paths = tables.exact_paths(&Prefix::host(ip));
     paths.and_then(|paths| paths.only()).is_some_and(|hop| hop.kind() == Some(NextHopKind::Host))
+}
+
+/// The address by which source ranges judge a client. This node is known by its InternalIP, from whichever address its kernel
+/// sends: that among the pods, which it prefers for services, is no pod's.
+fn judged_source(settings: &Settings, src: Ip) -> Ip {
+    let known_by = match src {
+        _ if src == settings.router_ip => settings.outside_ip,
+        _ if src == settings.router_ip6 => settings.outside_ip6,
+        _ => src,
+    };
+    if known_by == Ip::UNSPECIFIED { src } else { known_by }
 }
 
 /// What a service makes of a connection.
@@ -127,14 +138,16 @@ impl<'a> Candidates<'a> {
         let backends = if is_local { view.local() } else { view.cluster() };
         let by_dsr = has(Service::DSR) && client == Client::Outside && ingress.kind == PortKind::Uplink;
         let dsr = (by_dsr && dsr::is_foreign(tables, tuple.src)).then_some(view);
-        if backends.is_empty() && !has(Service::ENDPOINTS_ELSEWHERE) {
-            return Err(DropReason::NoBackend);
-        }
-        if has(Service::SOURCE_RANGES) && !view.source_ranges().any(|range| range.contains(tuple.src)) {
-            return Err(DropReason::SourceRange);
+        let settings = tables.settings();
+        if has(Service::SOURCE_RANGES) {
+            let source = judged_source(&settings, tuple.src);
+            if !view.source_ranges().any(|range| range.contains(source)) {
+                return Err(DropReason::SourceRange);
+            }
         }
         if backends.is_empty() {
-            return Err(DropReason::NoLocalBackend);
+            let elsewhere = has(Service::ENDPOINTS_ELSEWHERE);
+            return Err(if elsewhere { DropReason::NoLocalBackend } else { DropReason::NoBackend });
         }
         let masquerade = match client {
             Client::Pod if snat::is_bound(tables, tuple.src) => false,
@@ -145,7 +158,6 @@ impl<'a> Candidates<'a> {
             Client::Node => true,
             Client::Outside => !has(Service::EXTERNAL),
         };
-        let settings = tables.settings();
         let returns = tuple.src == settings.router_ip || tuple.src == settings.router_ip6;
         let is_delivered = client == Client::Delivered;
         let all = is_delivered.then(|| view.cluster());
