@@ -16,9 +16,10 @@ mod world;
 
 use fairway_tests::gate;
 use fairway_tests::kube::Programs;
+use ground::Asker;
 use state::State;
 use verdict::Differences;
-use world::{ASKERS, World};
+use world::World;
 
 /// States of one run, unless FAIRWAY_ORACLE_STATES says otherwise.
 const STATES: u32 = 25;
@@ -60,7 +61,7 @@ fn compare(programs: &Programs) -> fairway_tests::Result<()> {
             (expected.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answers)
         });
         let (expected, answers) = (expected?, answers?);
-        for asker in ASKERS {
+        for asker in Asker::ALL {
             let both = [&expected[&asker][..], &answers[&asker]];
             differences.judge(&state, asker, &questions, both, &fairway.ground.ips_of(asker));
         }

@@ -19,8 +19,9 @@ const QUESTION: &[u8] = b"who answers?";
 /// Datagrams sent before an address counts as silent.
 const DATAGRAMS: u32 = 4;
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(350);
-/// Room for a SYN, one that follows after a second, and its answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Room for a SYN, two that follow a second apart, and the answer. What the kernel's own rules refuse on a SYN's way out comes
+/// back while `connect` still holds the socket, and is lost (`LockDroppedIcmps`); only what repeats the SYN later can be refused.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Attempts per backend that could be there, see [`enough`].
 const ATTEMPTS_PER_BACKEND: u32 = 16;
 /// Attempts at an address that refuses.

@@ -29,14 +29,21 @@ pub(crate) const CLIENT: &str = "client";
 const ZONES: [&str; 2] = ["a", "b"];
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// As Kubernetes wants its nodes.
-const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
-/// What makes the kernel take packets wherever they come from, and refuse as often as it is asked.
-const NO_FILTERS: [(&str, &str); 4] = [
+/// As Kubernetes wants its nodes. The kernel gives away no port that a question is asked from.
+const FORWARDING: [(&str, &str); 3] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv4/ip_local_port_range", "56000 60999"),
+];
+/// What makes the kernel take packets wherever they come from, and refuse as often as it is asked: the limits per
+/// destination do not replace that of the whole namespace (50 errors at once, 1,000 a second), which holds for the types in the masks.
+const NO_FILTERS: [(&str, &str); 6] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/icmp_ratelimit", "0"),
+    ("ipv4/icmp_ratemask", "0"),
     ("ipv6/icmp/ratelimit", "0"),
+    ("ipv6/icmp/ratemask", ""),
 ];
 
 /// The Node objects.

@@ -16,9 +16,6 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Source ports go round in this range; none comes again while a kernel may remember it.
 const SOURCE_PORTS: std::ops::Range<u16> = 10_000..55_000;
 
-/// Who asks. From the node and from outside the kernel's own limits on ICMP errors hide some of its refusals still.
-pub(crate) const ASKERS: [Asker; 1] = [Asker::Pod];
-
 fn attempts(answers: &[Answer]) -> u16 {
     let attempts: u32 = answers.iter().map(|answer| answer.attempts).sum();
     attempts.try_into().unwrap_or(u16::MAX)
@@ -134,7 +131,7 @@ impl World {
         let (world, first_port) = (&*self, self.next_port);
         let answers: Result<BTreeMap<Asker, Vec<Answer>>> = std::thread::scope(|scope| {
             let ask = |asker| scope.spawn(move || world.ask_from(asker, questions, first_port));
-            let asked = ASKERS.map(|asker| (asker, ask(asker)));
+            let asked = Asker::ALL.map(|asker| (asker, ask(asker)));
             let joined = asked.into_iter().map(|(asker, thread)| {
                 Ok((asker, thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?))
             });
