@@ -24,16 +24,21 @@ impl Cluster {
 
     /// Last byte of the addresses of the backends, given the slice's endpoints as YAML flow mappings.
     fn backends(&mut self, endpoints: &[&str]) -> Vec<u8> {
+        let list: String = endpoints.iter().map(|endpoint| format!("- {endpoint}\n")).collect();
+        self.backends_of(
+            &common::slice("web-1", "web", &[]).replace("endpoints:\n", &format!("endpoints:\n{list}")),
+        )
+    }
+
+    /// The same, given the whole slice.
+    fn backends_of(&mut self, slice: &str) -> Vec<u8> {
         let service = common::service("web", "10.96.0.1", 80)
             .replace("  clusterIP:", &format!("  internalTrafficPolicy: {}\n  clusterIP:", self.policy));
-        let list: String = endpoints.iter().map(|endpoint| format!("- {endpoint}\n")).collect();
-        let slice =
-            common::slice("web-1", "web", &[]).replace("endpoints:\n", &format!("endpoints:\n{list}"));
         let node = common::node("a", "10.244.1.0/24", "192.0.2.1").replace(
             "{name: a}",
             &format!("{{name: a, labels: {{topology.kubernetes.io/zone: '{}'}}}}", self.zone),
         );
-        let files = [("node.yaml", node), ("web.yaml", service + &slice)];
+        let files = [("node.yaml", node), ("web.yaml", service + slice)];
         let scan = files.into_iter().map(|(name, text)| (name.to_owned(), Ok(text))).collect();
         self.core.take(vec![Ok(scan)], vec![]);
         assert_eq!(self.core.status().manifests.errors, Vec::<String>::new());
@@ -116,6 +121,28 @@ fn of_one_address_twice_what_does_not_terminate_counts() {
     let mut cluster = Cluster::new("Cluster");
     assert_eq!(cluster.backends(&[READY, &old, READY_FAR]), [1, 2]);
     assert_eq!(cluster.backends(&[&old, READY, READY_FAR]), [1, 2]);
+}
+
+#[test]
+fn an_endpoint_counts_by_the_first_of_its_addresses() {
+    let mut cluster = Cluster::new("Cluster");
+    assert_eq!(cluster.backends(&[&READY.replace("[10.244.1.1]", "[10.244.1.1, 10.244.1.9]")]), [1]);
+}
+
+#[test]
+fn slices_of_names_of_another_service_or_without_a_port_have_no_backends_for_this_one() {
+    let mut cluster = Cluster::new("Cluster");
+    let slice = common::slice("web-1", "web", &["10.244.1.1"]);
+    assert_eq!(cluster.backends_of(&slice), [1]);
+    let changed = |from: &str, to: &str| {
+        assert!(slice.contains(from), "{from} is not in\n{slice}");
+        slice.replace(from, to)
+    };
+    let names = changed("addressType: IPv4", "addressType: FQDN").replace("10.244.1.1", "pod.example");
+    let others = changed("kubernetes.io/service-name: web", "kubernetes.io/service-name: other");
+    for slice in [names, others, changed("port: 8080", "protocol: TCP")] {
+        assert_eq!(cluster.backends_of(&slice), Vec::<u8>::new(), "{slice}");
+    }
 }
 
 #[test]

@@ -218,6 +218,24 @@ fn the_annotation_asks_for_maglev_at_every_address() {
 }
 
 #[test]
+fn session_affinity_lasts_for_its_timeout_at_every_address() {
+    let mut node = Node::new(NodePortAddresses::Primary);
+    let config = json!({"clientIP": {"timeoutSeconds": 77}});
+    for (spec, timeout_s) in [
+        (json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}), 77),
+        (json!({"sessionAffinity": "ClientIP"}), 10_800),
+        (json!({"sessionAffinity": "None"}), 0),
+        (json!({}), 0),
+    ] {
+        node.take(&[service(&spec), slice(&[1])]);
+        for (ip, port) in ADDRESSES {
+            let view = node.core.publisher().view().service(&ServiceKey::new(ip, port, 6));
+            assert_eq!(view.map(|view| view.service().affinity_timeout_s), Some(timeout_s), "{spec} at {ip}");
+        }
+    }
+}
+
+#[test]
 fn health_checks_count_this_nodes_ready_endpoints_once() {
     let mut node = Node::new(NodePortAddresses::Primary);
     let local = json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 32000});
