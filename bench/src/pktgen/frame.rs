@@ -29,7 +29,7 @@ pub struct Stamp {
 
 impl Stamp {
     #[inline]
-    fn to_bytes(self) -> [u8; STAMP_LEN] {
+    pub(crate) fn to_bytes(self) -> [u8; STAMP_LEN] {
         let mut bytes = [0; STAMP_LEN];
         bytes[..2].copy_from_slice(&MAGIC.to_be_bytes());
         bytes[2..6].copy_from_slice(&(u32::from(self.trial) << 24 | self.flow & 0xff_ffff).to_be_bytes());

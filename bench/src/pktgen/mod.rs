@@ -8,6 +8,7 @@
 //! | [`frame`], [`arrival`], [`generator`] | which packet when, and its bytes; no I/O, no clock |
 //! | [`sink`] | loss, duplicates, order and latency of what arrives; no I/O, no clock |
 //! | [`trial`], [`sender`], [`cpu`], [`cores`] | the loops that move packets; CPU time of the machine; who runs where |
+//! | [`establish`] | flows made established connections |
 //! | [`sessions`] | TCP-like sessions for connection rates |
 //! | [`device`] | devices under test |
 //! | [`rfc2544`] | search, statistics, and the benchmarks made of trials |
@@ -26,6 +27,7 @@ pub mod cores;
 pub mod cost;
 pub mod cpu;
 pub mod device;
+pub mod establish;
 pub mod frame;
 pub mod generator;
 pub mod handoff;

@@ -125,6 +125,10 @@ fn measure(
         bench.change_scenario(&scenario(args, path))?;
         bench.wait_ready()?;
         bench.warm_up()?;
+        // Other paths' packets do not come back, and testpmd and OVS have no use for answers.
+        if path == PathName::ClusterIp && args.sessions > 0 {
+            bench.establish(args.size_bytes)?;
+        }
         let packets = Benchmark::new(&mut bench, config).size(args.size_bytes)?;
         let sessions = match path {
             PathName::ClusterIp if args.sessions > 0 => Some(open_sessions(args, &mut bench)?),

@@ -23,10 +23,11 @@ pub mod testpmd;
 pub mod wire;
 
 use crate::pktgen::cores::{self, on_generator_core};
+use crate::pktgen::establish;
 use crate::pktgen::generator::Generator;
 use crate::pktgen::paths::Site;
 use crate::pktgen::plan::{Plan, TooFewTuples};
-use crate::pktgen::scenario::{Arrival, Scenario, TrialLimits};
+use crate::pktgen::scenario::{Arrival, FCS_LEN, Scenario, TrialLimits};
 use crate::pktgen::sessions::{self, Client, Sessions};
 use crate::pktgen::sink::Sink;
 use crate::pktgen::trial::{self, Ends, Outcome, Progress, Senders, Trial};
@@ -265,6 +266,22 @@ impl<D: Device + ?Sized> Bench<D> {
         let limits = TrialLimits { duration_ms: 5000, max_packets };
         self.run(&Trial { arrival: Arrival::LineRate, limits }, &mut |_| {})?;
         Ok(())
+    }
+
+    /// Makes every flow of the first sender an established connection, by an answer to a packet of each.
+    ///
+    /// # Errors
+    /// [`DeviceError::Broken`] if there are flows to which no answer comes back.
+    pub fn establish(&mut self, size_bytes: u16) -> Result<(), DeviceError> {
+        let (generator, ends) = (&self.generators[0], self.device.ends());
+        let len = usize::from(size_bytes) - FCS_LEN;
+        match on_generator_core(|| establish::run(generator, len, ends)) {
+            0 => Ok(()),
+            missing => Err(DeviceError::Broken {
+                device: self.device.name().to_owned(),
+                what: format!("{missing} flows get no answer"),
+            }),
+        }
     }
 
     /// One trial with the scenario's limits.
