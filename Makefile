@@ -41,7 +41,7 @@ test-kills: build ## Kill control 1,000 times under readers and the engine 30 ti
 	FAIRWAY_KILLS=$(or $(FAIRWAY_KILLS),1000) FAIRWAY_ENGINE_KILLS=$(or $(FAIRWAY_ENGINE_KILLS),30) \
 	    $(CARGO) test -p fairway-tests --test kills --test kills_engine -- --nocapture
 
-test-guest: build ## Exchange traffic with Linux's ipip as the other node, in QEMU (root; part of make test)
+test-guest: build ## Exchange traffic with Linux's ipip, sit and ip6tnl as the other node, in QEMU (root; part of make test)
 	$(CARGO) test -p fairway-tests --test guest -- --nocapture
 
 test-survival: build ## Kill and restart a node's parts under 200 connections and a probe (root)

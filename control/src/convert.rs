@@ -81,9 +81,12 @@ pub enum Problem {
     /// IPIP and VXLAN at once.
     #[error("a pool cannot have both IPIP and VXLAN; set one of both to Never")]
     TwoEncapsulations,
-    /// IPIP for IPv6 addresses.
-    #[error("IPIP carries IPv4 only; use vxlanMode for this pool")]
-    IpipOverIpv6,
+    /// Not a family of addresses between nodes.
+    #[error("'{0}' is not an address family; use IPv4 or IPv6")]
+    BadFamily(String),
+    /// An address or range of the other family.
+    #[error("'{0}' is not of {1}")]
+    NotOfFamily(String, &'static str),
     /// Flannel's ConfigMap without its configuration.
     #[error("is missing; it holds Flannel's network and backend")]
     NoNetConf,

@@ -18,7 +18,7 @@ pub enum Encapsulation {
         /// UDP port.
         udp_port: u16,
     },
-    /// IPv4 in IPv4 (RFC 2003).
+    /// IP in IP (RFC 2003, RFC 2473, RFC 4213).
     Ipip,
     /// The bare packet in UDP, as Flannel's `udp` backend.
     Udp {
@@ -28,14 +28,15 @@ pub enum Encapsulation {
 }
 
 impl Encapsulation {
-    /// What it adds to an IPv4 packet, in bytes.
-    pub fn overhead(self) -> u32 {
-        match self {
-            Encapsulation::Direct => 0,
+    /// What it adds to an IP packet, in bytes, with an outer header of IPv4 or IPv6.
+    pub fn overhead(self, over_ipv4: bool) -> u32 {
+        let over_ipv4_bytes = match self {
+            Encapsulation::Direct => return 0,
             Encapsulation::Ipip => 20,
             Encapsulation::Udp { .. } => 28,
             Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. } => crate::names::VXLAN_OVERHEAD,
-        }
+        };
+        if over_ipv4 { over_ipv4_bytes } else { over_ipv4_bytes + 20 }
     }
 
     /// Whether it is VXLAN, in whatever layout.
@@ -77,6 +78,8 @@ pub struct Pool {
     pub encapsulation: Encapsulation,
     /// To which nodes.
     pub when: When,
+    /// Annotation `fairway.io/outer-family`: the family between nodes, where it shall not follow from the addresses.
+    pub outer_is_v4: Option<bool>,
     /// `spec.natOutgoing`.
     pub nat_outgoing: bool,
     /// `spec.disabled`: no new addresses are given out of it. Such pools often stand for ranges outside the cluster, to
@@ -111,19 +114,18 @@ pub fn holds(outer: &Prefix, inner: &Prefix) -> bool {
     outer.len() <= inner.len() && outer.contains(inner.addr())
 }
 
-/// How packets reach the pods of a node's range: for the range as a whole, and for the parts of it that are pools of
-/// their own. What is in no pool goes by VXLAN in the node's own layout, as where there are no pools at all.
-pub fn ways<'a>(
+/// The pools that a node's range belongs to: the range as a whole, and the parts of it that are pools of their own. What is
+/// in no pool goes by VXLAN in the node's own layout, as where there are no pools at all.
+pub fn parts<'a>(
     pools: impl Iterator<Item = &'a Pool> + Clone,
     range: &Prefix,
-    same_subnet: bool,
-) -> Vec<(Prefix, Encapsulation)> {
+) -> Vec<(Prefix, Option<&'a Pool>)> {
     let whole = pools.clone().find(|pool| pool.cidrs.iter().any(|cidr| holds(cidr, range)));
-    let mut out = vec![(*range, whole.map_or(Encapsulation::Vxlan, |pool| pool.towards(same_subnet)))];
+    let mut out = vec![(*range, whole)];
     if whole.is_none() {
         for pool in pools {
             let parts = pool.cidrs.iter().filter(|cidr| holds(range, cidr));
-            out.extend(parts.map(|cidr| (*cidr, pool.towards(same_subnet))));
+            out.extend(parts.map(|cidr| (*cidr, Some(pool))));
         }
     }
     out
@@ -155,6 +157,7 @@ mod tests {
             cidrs: vec![cidr.parse().unwrap()],
             encapsulation,
             when,
+            outer_is_v4: None,
             nat_outgoing: false,
             disabled: false,
             node_selector: None,
@@ -175,17 +178,14 @@ mod tests {
             pool("10.244.0.0/16", Encapsulation::Ipip, When::Always),
             pool("10.245.2.0/25", Encapsulation::Direct, When::Always),
         ];
-        let of = |range: &str| ways(pools.iter(), &range.parse().unwrap(), false);
+        let of = |range: &str| parts(pools.iter(), &range.parse().unwrap());
         let prefix = |text: &str| text.parse::<Prefix>().unwrap();
-        assert_eq!(of("10.244.7.0/24"), [(prefix("10.244.7.0/24"), Encapsulation::Ipip)]);
+        assert_eq!(of("10.244.7.0/24"), [(prefix("10.244.7.0/24"), Some(&pools[0]))]);
         assert_eq!(
             of("10.245.2.0/24"),
-            [
-                (prefix("10.245.2.0/24"), Encapsulation::Vxlan),
-                (prefix("10.245.2.0/25"), Encapsulation::Direct)
-            ]
+            [(prefix("10.245.2.0/24"), None), (prefix("10.245.2.0/25"), Some(&pools[1]))]
         );
-        assert_eq!(of("10.246.0.0/24"), [(prefix("10.246.0.0/24"), Encapsulation::Vxlan)]);
+        assert_eq!(of("10.246.0.0/24"), [(prefix("10.246.0.0/24"), None)]);
     }
 
     #[test]

@@ -14,6 +14,10 @@ pub const HOST_NEXT_HOP: Ip = Ip::v4([169, 254, 1, 2]);
 pub const FALLBACK_VXLAN_IF: &str = "fairway.vxlan";
 /// The same in Flannel's layout, where that is another.
 pub const FALLBACK_FLANNEL_IF: &str = "fairway.flannel";
+/// [`FALLBACK_VXLAN_IF`] over IPv6.
+pub const FALLBACK_VXLAN6_IF: &str = "fairway.vxlan6";
+/// [`FALLBACK_FLANNEL_IF`] over IPv6.
+pub const FALLBACK_FLANNEL6_IF: &str = "fairway.flan6";
 /// The same for IPIP.
 pub const FALLBACK_IPIP_IF: &str = "fairway.ipip";
 /// The gateway that every pod is given.

@@ -78,18 +78,28 @@ pub struct Node {
 pub struct NodeHints {
     /// `projectcalico.org/IPv4Address`: its address between the nodes, and the subnet that holds it.
     pub subnet: Option<(Ip, Prefix)>,
+    /// `projectcalico.org/IPv6Address`.
+    pub subnet6: Option<(Ip, Prefix)>,
     /// `projectcalico.org/VXLANTunnelMACAddr`.
     pub calico_vtep_mac: Option<Mac>,
+    /// `projectcalico.org/VXLANTunnelMACAddrV6`: the same over IPv6.
+    pub calico_vtep_mac6: Option<Mac>,
     /// `flannel.alpha.coreos.com/public-ip`: its address between the nodes.
     pub flannel_ip: Option<Ip>,
+    /// `flannel.alpha.coreos.com/public-ipv6`.
+    pub flannel_ip6: Option<Ip>,
     /// `VtepMAC` of `flannel.alpha.coreos.com/backend-data`.
     pub flannel_vtep_mac: Option<Mac>,
+    /// `VtepMAC` of `flannel.alpha.coreos.com/backend-v6-data`.
+    pub flannel_vtep_mac6: Option<Mac>,
 }
 
 impl Node {
     /// The node's addresses between the nodes, best first: what other plugins noted, then its InternalIPs.
     pub fn underlay(&self) -> impl Iterator<Item = Ip> + '_ {
-        let hints = self.hints.subnet.map(|(ip, _)| ip).into_iter().chain(self.hints.flannel_ip);
+        let NodeHints { subnet, subnet6, flannel_ip, flannel_ip6, .. } = self.hints;
+        let calico = [subnet, subnet6].into_iter().flatten().map(|(ip, _)| ip);
+        let hints = calico.chain(flannel_ip).chain(flannel_ip6);
         hints.chain(self.internal_ips.iter().copied())
     }
 }

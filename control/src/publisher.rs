@@ -286,6 +286,7 @@ pub fn read(view: View<'_>) -> Model {
 /// What the tables hold before any settings were made.
 const NO_SETTINGS: Settings = Settings {
     node_ip: Ip::UNSPECIFIED,
+    node_ip6: Ip::UNSPECIFIED,
     gateway_ip: Ip::UNSPECIFIED,
     router_ip: Ip::UNSPECIFIED,
     gateway_ip6: Ip::UNSPECIFIED,
@@ -301,6 +302,8 @@ const NO_SETTINGS: Settings = Settings {
     host: PortId(0),
     gateway_mac: Mac::ZERO,
     vtep_mac: Mac::ZERO,
+    vtep_mac6: Mac::ZERO,
+    second_vtep_mac6: Mac::ZERO,
     udp_tunnel_port: 0,
     snat_first: 0,
     snat_last: 0,

@@ -35,17 +35,30 @@ fn prefix(a: u8, len: u8) -> Prefix {
     Prefix::new(Ip::v4([10, 244, a, 0]), len).unwrap()
 }
 
+fn ip6(host: u8) -> Ip {
+    format!("fd00::{host}").parse::<std::net::IpAddr>().unwrap().into()
+}
+
 fn zone() -> impl Strategy<Value = String> {
     prop_oneof![Just(String::new()), Just("a".to_owned()), Just("b".to_owned())]
 }
 
 fn node() -> impl Strategy<Value = Object> {
-    (0u8..4, 0u8..5, 1u8..5, prop_oneof![Just(24u8), Just(23)], any::<bool>(), zone()).prop_map(
-        |(n, cidr, host, len, v6, zone)| {
-            let mut internal_ips = vec![Ip::v4([192, 0, 2, host])];
+    let families = (
+        any::<bool>(),
+        prop_oneof![4 => Just([true, false]), 3 => Just([true; 2]), 1 => Just([false, true])],
+    );
+    (0u8..4, 0u8..5, 1u8..5, prop_oneof![Just(24u8), Just(23)], families, zone()).prop_map(
+        |(n, cidr, host, len, (v6, [over_ipv4, over_ipv6]), zone)| {
+            let mut internal_ips = Vec::new();
             let mut pod_cidrs = vec![prefix(cidr, len)];
+            if over_ipv4 {
+                internal_ips.push(Ip::v4([192, 0, 2, host]));
+            }
+            if over_ipv6 {
+                internal_ips.push(ip6(host));
+            }
             if v6 {
-                internal_ips.push("fd00::1".parse::<std::net::IpAddr>().unwrap().into());
                 pod_cidrs.push("fd00:1::/64".parse().unwrap());
             }
             let hints = fairway_control::object::NodeHints::default();
@@ -149,15 +162,21 @@ fn pool() -> impl Strategy<Value = Object> {
         Just(Encapsulation::FlannelVxlan { vni: 1, udp_port: 8472 }),
     ];
     let when = prop_oneof![Just(When::Always), Just(When::CrossSubnet)];
-    (0u8..3, encapsulation, when, prop_oneof![Just(22u8), Just(24), Just(25)]).prop_map(
-        |(n, encapsulation, when, len)| {
+    let outer = prop_oneof![3 => Just(None), 1 => any::<bool>().prop_map(Some)];
+    (0u8..3, encapsulation, when, prop_oneof![Just(22u8), Just(24), Just(25)], outer).prop_map(
+        |(n, encapsulation, when, len, outer_is_v4)| {
+            let mut cidrs = vec![Prefix::new(Ip::v4([10, 244, n * 4, 0]), len).unwrap()];
+            if n == 2 {
+                cidrs.push("fd00:1::/48".parse().unwrap());
+            }
             Object::Pool(Pool {
                 kind: Kind::IpPool,
                 namespace: String::new(),
                 name: format!("pool{n}"),
-                cidrs: vec![Prefix::new(Ip::v4([10, 244, n * 4, 0]), len).unwrap()],
+                cidrs,
                 encapsulation,
                 when,
+                outer_is_v4,
                 nat_outgoing: n == 1,
                 disabled: n == 2,
                 node_selector: None,
@@ -221,6 +240,8 @@ fn kernel_prefix() -> impl Strategy<Value = Prefix> {
         "10.244.2.128/25",
         "10.244.4.64/26",
         "fd00:1::/64",
+        "fd00::/64",
+        "fd00::/126",
         "fd00:9::/64",
         "fd00:9::1/128",
     ];
@@ -228,7 +249,9 @@ fn kernel_prefix() -> impl Strategy<Value = Prefix> {
 }
 
 fn kernel_route() -> impl Strategy<Value = KernelRoute> {
-    let gateway = proptest::option::weighted(0.8, (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i])));
+    let gateway =
+        prop_oneof![3 => (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i])), 1 => (1u8..6).prop_map(ip6)];
+    let gateway = proptest::option::weighted(0.8, gateway);
     let hop =
         (1u32..4, gateway, 1u32..4).prop_map(|(ifindex, gateway, weight)| Hop { ifindex, gateway, weight });
     let kind = prop_oneof![
@@ -246,7 +269,7 @@ fn kernel_route() -> impl Strategy<Value = KernelRoute> {
 }
 
 fn kernel() -> impl Strategy<Value = KernelEvent> {
-    let ip = (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i]));
+    let ip = prop_oneof![3 => (1u8..6).prop_map(|i| Ip::v4([192, 0, 2, i])), 1 => (1u8..6).prop_map(ip6)];
     let place = prop_oneof![Just(Place::First), Just(Place::Last), Just(Place::Instead)];
     prop_oneof![
         4 => (1u32..12, link_name(), 0u8..3, any::<bool>(), proptest::bool::weighted(0.9)).prop_map(

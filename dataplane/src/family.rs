@@ -15,7 +15,7 @@ use crate::state::WorkerState;
 use crate::walk::{self, Bound, Way};
 use crate::wire::{ETH_LEN, TCP_LEN, be16, ipv4, ipv6, tcp};
 use fairway_pmd::Frame;
-use fairway_tables::{DropReason, Ip, Settings};
+use fairway_tables::{DropReason, Ip, Settings, View};
 
 /// A parsed packet of one family.
 pub(crate) trait Parcel: Copy + Into<Stored> {
@@ -34,8 +34,10 @@ pub(crate) trait Parcel: Copy + Into<Stored> {
     fn ttl(&self) -> u8;
     /// Length of the IP packet in bytes.
     fn ip_len(&self) -> u16;
-    /// Raw outer source address, of a packet from a tunnel.
-    fn outer(&self) -> Option<u32>;
+    /// Whether it came from a tunnel.
+    fn is_tunnelled(&self) -> bool;
+    /// The underlay address of the node that it came from, of a packet from a tunnel.
+    fn sender(&self, tables: View<'_>) -> Option<Ip>;
     /// Whether it is a fragment.
     fn part(&self) -> Part;
 
@@ -122,8 +124,12 @@ impl Parcel for Parsed {
         self.ip_len
     }
 
-    fn outer(&self) -> Option<u32> {
-        self.key.is_tunnelled().then_some(self.key.outer)
+    fn is_tunnelled(&self) -> bool {
+        self.key.is_tunnelled()
+    }
+
+    fn sender(&self, tables: View<'_>) -> Option<Ip> {
+        sender(tables, self.key.ingress(), self.key.outer)
     }
 
     #[inline(always)]
@@ -247,8 +253,12 @@ impl Parcel for Parsed6 {
         self.ip_len
     }
 
-    fn outer(&self) -> Option<u32> {
-        self.key.is_tunnelled().then_some(self.key.outer)
+    fn is_tunnelled(&self) -> bool {
+        self.key.is_tunnelled()
+    }
+
+    fn sender(&self, tables: View<'_>) -> Option<Ip> {
+        sender(tables, self.key.ingress(), self.key.outer)
     }
 
     #[inline(always)]
@@ -339,6 +349,15 @@ impl Parcel for Parsed6 {
 
     fn complain(&self, frame: &mut Frame, settings: &Settings, problem: Problem) -> Option<Parsed6> {
         icmp_error::complain6(frame, self, icmp_error::speaker(settings, self.tuple().dst), problem)
+    }
+}
+
+/// The node that a flow key's `outer` stands for.
+fn sender(tables: View<'_>, ingress: u16, outer: u32) -> Option<Ip> {
+    match ingress {
+        flow::FlowKey::TUNNEL => Some(Ip::v4(outer.to_ne_bytes())),
+        flow::FlowKey::TUNNEL6 => tables.numbered_tunnel(outer).map(|(node, _)| node),
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::flow::FlowKey;
 use crate::usual::Usual;
 use crate::wire::{
-    self, ETH_LEN, TCP_LEN, UDP_LEN, be16, ecn, icmp, ipv4, proto, raw32, sctp, tcp_flags, vxlan,
+    self, ETH_LEN, TCP_LEN, UDP_LEN, be16, ecn, icmp, ipv4, ipv6, proto, raw32, sctp, tcp_flags, vxlan,
 };
 use fairway_tables::{DropReason, Mac, Port, PortId, PortKind, Settings, Vxlan};
 
@@ -21,12 +21,16 @@ pub struct Ingress {
     pub mac: Mac,
     /// The address that pods and the host's kernel take for their gateway's.
     pub gateway_mac: Mac,
-    /// This node's underlay address, raw.
+    /// This node's IPv4 underlay address, raw; 0: none.
     pub node_ip: u32,
+    /// The same for IPv6.
+    pub node_ip6: [u8; 16],
     /// The VXLAN network of most tunnels.
     pub vxlan: Vxlan,
     /// Another one.
     pub second_vxlan: Vxlan,
+    /// Both as they are over IPv6.
+    pub vxlan6: [Vxlan; 2],
     /// UDP port of bare IP packets; 0: none are taken.
     pub udp_tunnel_port: u16,
     /// What else the uplink takes: bits of [`Settings`].
@@ -40,6 +44,7 @@ impl Ingress {
         let kind = port.kind()?;
         let node_ip = settings.node_ip.as_v4().map_or(0, u32::from_ne_bytes);
         let vxlan = Vxlan { vni: settings.vni, udp_port: settings.vxlan_port, vtep_mac: settings.vtep_mac };
+        let over_ipv6 = |network: Vxlan, vtep_mac| Vxlan { vtep_mac, ..network };
         let macs = [port.mac, if kind == PortKind::Uplink { port.mac } else { settings.gateway_mac }];
         let other_tunnels = [settings.second_vxlan.udp_port, settings.udp_tunnel_port];
         Some(Ingress {
@@ -48,7 +53,12 @@ impl Ingress {
             mac: port.mac,
             gateway_mac: settings.gateway_mac,
             node_ip,
+            node_ip6: settings.node_ip6.0,
             vxlan,
+            vxlan6: [
+                over_ipv6(vxlan, settings.vtep_mac6),
+                over_ipv6(settings.second_vxlan, settings.second_vtep_mac6),
+            ],
             usual: Usual::new(macs, node_ip, &vxlan, other_tunnels),
             second_vxlan: settings.second_vxlan,
             udp_tunnel_port: settings.udp_tunnel_port,
@@ -102,8 +112,8 @@ pub enum Class {
     /// A tunnel's packet whose outer header bears a congestion mark. To be carried over to the inner IP header, whose
     /// frame begins at `l2`, by [`ecn::carry_over`]; then the packet is parsed again.
     Marked,
-    /// An IPv6 packet, yet to be classified by [`parse6`](crate::parse6::parse6): of [`Parsed`] hold `l2` and, if it came
-    /// from a tunnel, `key.outer`.
+    /// An IPv6 packet, yet to be classified by [`parse6`](crate::parse6::parse6): of [`Parsed`] hold `l2` and, of its key,
+    /// where it came in and `outer`.
     Ipv6,
     /// An ARP packet.
     Arp,
@@ -143,7 +153,7 @@ fn classify(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<Clas
     if be16(frame, 12) != wire::ETHERTYPE_IPV4 {
         return match be16(frame, 12) {
             wire::ETHERTYPE_ARP => Ok(Class::Arp),
-            wire::ETHERTYPE_IPV6 if is_for_us(frame, ingress) => Ok(ipv6(parsed, 0, 0)),
+            wire::ETHERTYPE_IPV6 if is_for_us(frame, ingress) => Ok(six(parsed, 0, 0, ingress.port.0)),
             wire::ETHERTYPE_IPV6 => Err(DropReason::NotForUs),
             _ => Err(DropReason::EtherType),
         };
@@ -154,8 +164,8 @@ fn classify(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<Clas
     flow(frame, 0, 0, ingress.port.0, parsed)
 }
 
-fn ipv6(parsed: &mut Parsed, l2: usize, outer: u32) -> Class {
-    (parsed.l2, parsed.key.outer) = (l2 as u16, outer);
+fn six(parsed: &mut Parsed, l2: usize, outer: u32, context: u16) -> Class {
+    (parsed.l2, parsed.key) = (l2 as u16, FlowKey::new(0, 0, 0, 0, context, outer));
     Class::Ipv6
 }
 
@@ -175,7 +185,7 @@ fn from_uplink(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<C
     }
     match be16(frame, 12) {
         wire::ETHERTYPE_IPV4 => {}
-        wire::ETHERTYPE_IPV6 => return Ok(ipv6(parsed, 0, 0)),
+        wire::ETHERTYPE_IPV6 => return from_uplink6(frame, ingress, parsed),
         _ => return Err(DropReason::EtherType),
     }
     let outer = ipv4::Header::parse(&frame[ETH_LEN..])?;
@@ -186,25 +196,67 @@ fn from_uplink(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<C
         return Err(DropReason::Fragment);
     }
     let inside = match outer.proto() {
-        proto::UDP => in_udp(frame, &outer, ingress)?,
-        proto::IPIP if ingress.takes & Settings::TAKES_IPIP != 0 => {
-            Some(Inner { at: ETH_LEN + outer.header_len(), is_ipv6: false })
+        proto::UDP => {
+            let at = ETH_LEN + outer.header_len();
+            in_udp(outer.payload(), at, ingress, [&ingress.vxlan, &ingress.second_vxlan])?
         }
-        _ => None,
+        other => in_ip(other, ETH_LEN + outer.header_len(), true, ingress),
     };
-    let Some(Inner { at, is_ipv6 }) = inside else {
-        return flow(frame, 0, 0, ingress.port.0, parsed);
+    let Some(inside) = inside else { return flow(frame, 0, 0, ingress.port.0, parsed) };
+    let end = ETH_LEN + outer.total_len();
+    from_tunnel(&frame[..end], &inside, outer.tos(), outer.src(), FlowKey::TUNNEL, parsed)
+}
+
+/// The same for IPv6. Which node sent a tunnel's packet is not known yet: see [`FlowKey::outer`].
+#[inline(never)]
+fn from_uplink6(frame: &[u8], ingress: &Ingress, parsed: &mut Parsed) -> Result<Class, DropReason> {
+    const DST: usize = ETH_LEN + ipv6::DST;
+    let other = Ok(six(parsed, 0, 0, ingress.port.0));
+    let dst = frame.get(DST..DST + 16);
+    if ingress.node_ip6 == [0; 16] || dst != Some(&ingress.node_ip6) {
+        return other;
+    }
+    let outer = ipv6::Header::parse(&frame[ETH_LEN..])?;
+    let (at, end) = (ETH_LEN + outer.l4(), ETH_LEN + outer.total_len());
+    let is_later = outer.fragment().is_some_and(|fragment| fragment.is_later);
+    let inside = match outer.proto() {
+        // The rest of a datagram has no UDP header.
+        proto::UDP if is_later => None,
+        proto::UDP => in_udp(&frame[at..end], at, ingress, [&ingress.vxlan6[0], &ingress.vxlan6[1]])?,
+        other => in_ip(other, at, false, ingress),
     };
-    let l2 = at - ETH_LEN;
-    if ecn::may_change_inner(outer.tos()) {
+    let Some(inside) = inside else { return other };
+    if outer.fragment().is_some() {
+        return Err(DropReason::Fragment);
+    }
+    from_tunnel(&frame[..end], &inside, outer.traffic_class(), 0, FlowKey::TUNNEL6, parsed)
+}
+
+/// What is inside a tunnel's packet, which ends where `frame` does: what pads an outer frame is not inside it.
+#[inline(always)]
+fn from_tunnel(
+    frame: &[u8],
+    inside: &Inner,
+    outer_tos: u8,
+    outer: u32,
+    context: u16,
+    parsed: &mut Parsed,
+) -> Result<Class, DropReason> {
+    let l2 = inside.at - ETH_LEN;
+    if ecn::may_change_inner(outer_tos) {
         parsed.l2 = l2 as u16;
         return Ok(Class::Marked);
     }
-    if is_ipv6 {
-        return Ok(ipv6(parsed, l2, outer.src()));
+    if !inside.is_ipv6 {
+        return flow(&frame[l2..], l2, outer, context, parsed);
     }
-    // What is behind a tunnel's headers is inside the outer packet, not in what pads its frame.
-    flow(&frame[l2..ETH_LEN + outer.total_len()], l2, outer.src(), FlowKey::TUNNEL, parsed)
+    let len = frame.get(inside.at + 4..).and_then(|rest| rest.first_chunk());
+    match len {
+        Some(len) if inside.at + ipv6::LEN + usize::from(u16::from_be_bytes(*len)) <= frame.len() => {
+            Ok(six(parsed, l2, outer, context))
+        }
+        _ => Err(DropReason::Truncated),
+    }
 }
 
 /// The IP packet inside a tunnel's: where its header begins, and its family.
@@ -213,17 +265,32 @@ struct Inner {
     is_ipv6: bool,
 }
 
-/// What is inside a tunnel over UDP; `None` if it is none.
+/// What is inside IP in IP, whose payload is at `at`; `None` if it is none that is taken.
+fn in_ip(protocol: u8, at: usize, outer_is_v4: bool, ingress: &Ingress) -> Option<Inner> {
+    let is_ipv6 = match protocol {
+        proto::IPIP => false,
+        proto::IPV6 => true,
+        _ => return None,
+    };
+    let bit = Settings::takes_ip_in_ip(!is_ipv6, outer_is_v4);
+    (ingress.takes & bit != 0).then_some(Inner { at, is_ipv6 })
+}
+
+/// What is inside a tunnel over UDP, whose header begins `udp` and is at `at`; `None` if it is none.
 #[inline(always)]
-fn in_udp(frame: &[u8], outer: &ipv4::Header<'_>, ingress: &Ingress) -> Result<Option<Inner>, DropReason> {
-    let udp = outer.payload();
+fn in_udp(
+    udp: &[u8],
+    at: usize,
+    ingress: &Ingress,
+    networks: [&Vxlan; 2],
+) -> Result<Option<Inner>, DropReason> {
     let Some(header) = udp.first_chunk::<UDP_LEN>() else { return Err(DropReason::Truncated) };
-    let (dport, payload) = (be16(header, 2), ETH_LEN + outer.header_len() + UDP_LEN);
+    let (dport, payload) = (be16(header, 2), at + UDP_LEN);
     if dport == 0 {
         // No network's port, though it stands for one that there is not.
         Ok(None)
-    } else if dport == ingress.vxlan.udp_port || dport == ingress.second_vxlan.udp_port {
-        let is_ipv6 = in_vxlan(&frame[payload..ETH_LEN + outer.total_len()], dport, ingress)?;
+    } else if networks.iter().any(|network| dport == network.udp_port) {
+        let is_ipv6 = in_vxlan(&udp[UDP_LEN..], dport, networks)?;
         Ok(Some(Inner { at: payload + vxlan::LEN + ETH_LEN, is_ipv6 }))
     } else if dport == ingress.udp_tunnel_port {
         Ok(Some(Inner { at: payload, is_ipv6: udp.get(UDP_LEN).is_some_and(|first| first >> 4 == 6) }))
@@ -234,13 +301,13 @@ fn in_udp(frame: &[u8], outer: &ipv4::Header<'_>, ingress: &Ingress) -> Result<O
 
 /// Checks a VXLAN header and the inner Ethernet header; returns whether an IPv6 packet follows.
 #[inline(always)]
-fn in_vxlan(bytes: &[u8], udp_port: u16, ingress: &Ingress) -> Result<bool, DropReason> {
+fn in_vxlan(bytes: &[u8], udp_port: u16, [first, second]: [&Vxlan; 2]) -> Result<bool, DropReason> {
     let Some(header) = bytes.first_chunk::<{ vxlan::LEN + ETH_LEN }>() else {
         return Err(DropReason::Truncated);
     };
     let vni = vxlan::vni(header)?;
     let is_of = |network: &Vxlan| network.vni == vni && network.udp_port == udp_port;
-    let network = if is_of(&ingress.vxlan) { &ingress.vxlan } else { &ingress.second_vxlan };
+    let network = if is_of(first) { first } else { second };
     if !is_of(network) {
         return Err(DropReason::WrongVni);
     }

@@ -43,8 +43,8 @@ pub enum Class6 {
     Drop(DropReason),
 }
 
-/// Classifies the packet whose Ethernet header is at `l2` of `frame`. `context` is the ingress port, or
-/// [`FlowKey::TUNNEL`](crate::flow::FlowKey::TUNNEL) and then `outer` the raw address of the node it came from.
+/// Classifies the packet whose Ethernet header is at `l2` of `frame`. `context` and `outer` are what a
+/// [`FlowKey`](crate::flow::FlowKey) has as its ingress and `outer`.
 pub fn parse6(frame: &[u8], l2: u16, outer: u32, context: u16) -> Class6 {
     match classify(frame, l2, outer, context) {
         Ok(class) => class,

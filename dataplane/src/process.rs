@@ -25,7 +25,7 @@ use crate::parse6::{Class6, parse6};
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
 use crate::walk::{self, Outcome};
-use crate::wire::{ETH_LEN, ecn, tcp_flags};
+use crate::wire::{ETH_LEN, ecn, ipv6, tcp_flags};
 use arrayvec::ArrayVec;
 use fairway_pmd::{Burst, Frame, FrameCache, MAX_BURST};
 use fairway_tables::stats::{Counter, Stage};
@@ -82,7 +82,7 @@ pub fn process(
                 packet.hash = key.hash(worker.flows.seed());
                 worker.flows.prefetch(packet.hash);
             } else {
-                unusual(frame, &port, packet, worker, &mut sixes);
+                unusual(frame, &port, packet, worker, tables, &mut sixes);
             }
         }
         rest = later;
@@ -141,17 +141,37 @@ fn unmark(frame: &mut Frame, port: &Ingress, parsed: &mut Parsed) -> Class {
 
 /// Classifies a packet that does not look like most.
 #[cold]
-fn unusual(frame: &mut Frame, port: &Ingress, packet: &mut Packet, worker: &WorkerState, sixes: &mut Sixes) {
+fn unusual(
+    frame: &mut Frame,
+    port: &Ingress,
+    packet: &mut Packet,
+    worker: &WorkerState,
+    tables: View<'_>,
+    sixes: &mut Sixes,
+) {
     packet.class = parse_unusual(frame.bytes(), port, &mut packet.parsed);
     if packet.class == Class::Marked {
         packet.class = unmark(frame, port, &mut packet.parsed);
+    }
+    let has_key = matches!(packet.class, Class::Flow | Class::Single | Class::Fragment | Class::Ipv6);
+    if has_key && packet.parsed.key.ingress() == FlowKey::TUNNEL6 {
+        match sender_number(frame.bytes(), tables) {
+            Some(number) => packet.parsed.key.outer = number,
+            None => packet.class = Class::Drop(DropReason::UnknownVtep),
+        }
     }
     if packet.class == Class::Flow {
         packet.hash = packet.parsed.key.hash(worker.flows.seed());
         worker.flows.prefetch(packet.hash);
     } else if packet.class == Class::Ipv6 {
-        packet.hash = sixes.parse(worker, port, frame, &packet.parsed);
+        packet.hash = sixes.parse(worker, frame, &packet.parsed);
     }
+}
+
+/// The number of the tunnel by which an IPv6 packet came: a flow key has no room for the whole address.
+fn sender_number(frame: &[u8], tables: View<'_>) -> Option<u32> {
+    let src = frame.get(ETH_LEN + ipv6::SRC..)?.first_chunk()?;
+    tables.tunnel_number(Ip(*src))
 }
 
 /// What the steps of a burst learn about its packets. It stays from burst to burst, since to clear it would cost a small
@@ -215,9 +235,8 @@ impl Sixes {
 
     /// Classifies one more packet; returns its hash.
     #[inline(never)]
-    fn parse(&mut self, worker: &WorkerState, port: &Ingress, frame: &Frame, found: &Parsed) -> u64 {
-        let context = if found.l2 == 0 { port.port.0 } else { FlowKey::TUNNEL };
-        let class = parse6(frame.bytes(), found.l2, found.key.outer, context);
+    fn parse(&mut self, worker: &WorkerState, frame: &Frame, found: &Parsed) -> u64 {
+        let class = parse6(frame.bytes(), found.l2, found.key.outer, found.key.ingress());
         let mut hash = 0;
         if let Class6::Flow(parsed) = &class {
             hash = FlowEntry6::hash(&parsed.key, worker.flows6.seed());

@@ -57,6 +57,15 @@ fn parsers_survive_any_bytes() {
             &addr::from_remote(addr::remote_pod(0, 7), addr::pod(0)).udp(1, 2, b"payload"),
             50_000,
         ),
+        packet::into_vxlan6(
+            &addr::outer6_from(0),
+            &addr::vxlan6_from(0),
+            &addr::from_remote(addr::remote_pod(0, 7), addr::pod(0)).udp(1, 2, b"payload"),
+        ),
+        packet::into_ipv6_with_limit(
+            &addr::outer6_from(0),
+            &addr::from_remote6(addr::remote_pod6(0, 7), addr::pod6(0)).udp(1, 2, b"payload"),
+        ),
         packet::arp_request(addr::pod_mac(0), addr::pod(0), addr::GATEWAY),
     ];
     each_case(100_000, |random| {

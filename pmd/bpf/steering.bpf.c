@@ -39,6 +39,9 @@
 #define MAX_FRONTENDS 131072
 #define MAX_SNAT_ADDRESSES 16
 
+// In the key of fw_protocols.
+#define OVER_IPV6 0x100
+
 enum port_class {
 	CLASS_UPLINK = 1,
 	CLASS_POD = 2,
@@ -102,7 +105,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_PROTOCOLS);
-	__type(key, __u32); // number of an IP protocol that is a tunnel by itself
+	__type(key, __u32); // number of an IP protocol that is a tunnel by itself; over IPv6 with the bit OVER_IPV6
 	__type(value, __u32);
 } fw_protocols SEC(".maps");
 
@@ -335,15 +338,30 @@ static __always_inline int uplink_takes_ipv4(void *l3, void *data_end)
 	return is_service(&daddr, protocol, l3 + header_bytes, data_end);
 }
 
+// The protocol of what an IPv6 packet carries that may be a tunnel by itself. Linux's ip6tnl puts a header of destination
+// options in between, which says how many times the packet may be encapsulated again (RFC 2473 section 4.1.1).
+static __always_inline __u32 carried_protocol(struct ipv6hdr *ip, void *data_end)
+{
+	struct ipv6_opt_hdr *options = (void *)(ip + 1);
+
+	if (ip->nexthdr != IPPROTO_DSTOPTS || (void *)(options + 1) > data_end)
+		return ip->nexthdr;
+	return options->nexthdr;
+}
+
 static __always_inline int uplink_takes_ipv6(void *l3, void *data_end)
 {
 	struct ipv6hdr *ip = l3;
 	struct address daddr;
+	__u32 protocol;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return 0;
 	__builtin_memcpy(&daddr, &ip->daddr, sizeof(daddr));
 	if (is_pod(&daddr))
+		return 1;
+	protocol = carried_protocol(ip, data_end) | OVER_IPV6;
+	if (bpf_map_lookup_elem(&fw_protocols, &protocol) && bpf_map_lookup_elem(&fw_node_addrs, &daddr))
 		return 1;
 	// Of all else extension headers, the fragment header among them, stay with the kernel.
 	if (ip->nexthdr == IPPROTO_UDP && is_tunnel(&daddr, ip + 1, data_end))

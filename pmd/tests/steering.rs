@@ -4,7 +4,7 @@
 mod netns;
 
 use fairway_pmd::af_xdp::{AfXdp, AfXdpConfig, AfXdpError};
-use fairway_pmd::steering::{AttachMode, PortClass, Steering, SteeringError, SteeringStats};
+use fairway_pmd::steering::{AttachMode, PortClass, Protocol, Steering, SteeringError, SteeringStats};
 use fairway_pmd::{Burst, Queue, Umem, UmemConfig};
 use netns::{Netns, PacketSocket, eventually, privileged};
 use std::io::{Read, Write};
@@ -97,6 +97,11 @@ fn error_about6(frame: Vec<u8>) -> Vec<u8> {
     ipv6(ENGINE6, 58, &[&[2, 0, 0, 0, 0, 0, 5, 0][..], &frame[14..]].concat())
 }
 
+/// What Linux's ip6tnl puts in front of a packet: an encapsulation limit of 4 (RFC 2473 section 4.1.1).
+fn limited(next: u8) -> Vec<u8> {
+    [&[next, 0, 4, 1, 4, 1, 0, 0][..], &[0x60; 40]].concat()
+}
+
 /// Sends a frame and says what the program counted it as. Nothing else may be on the wire.
 fn counted(steering: &Steering, from: &PacketSocket, frame: &[u8]) -> SteeringStats {
     let before = steering.stats().unwrap();
@@ -129,8 +134,9 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
         // Changed by difference: one address and one port less, one port more.
         steering.set_node(&[v4, v6], &[8472, 4789]).unwrap();
         let (pods, far) = (IpAddr::from([10, 244, 1, 0]), IpAddr::from([10, 244, 2, 0]));
-        steering.set_protocols(&[4, 47]).unwrap();
-        steering.set_protocols(&[4]).unwrap();
+        let protocol = |number, over_ipv6| Protocol { number, over_ipv6 };
+        steering.set_protocols(&[protocol(4, false), protocol(47, false), protocol(47, true)]).unwrap();
+        steering.set_protocols(&[protocol(4, false), protocol(41, true)]).unwrap();
         steering.set_pod_prefixes(&[(pods, 24), (far, 24)]).unwrap();
         let mut pod6 = ENGINE6;
         pod6[4] = 9;
@@ -179,6 +185,18 @@ fn an_uplink_takes_tunnels_to_this_node_and_leaves_all_else_to_the_kernel() {
             ("IPv4 in IPv4 to another node", ipv4([10, 9, 0, 99], 4, 0, &[], &[0x45; 20]), passed),
             ("a fragment of IPv4 in IPv4", ipv4(ENGINE, 4, 0x2000, &[], &[0x45; 24]), passed),
             ("a protocol that was taken away", ipv4(ENGINE, 47, 0, &[], &[0; 20]), passed),
+            ("IPv6 in IPv4, where only the other is taken", ipv4(ENGINE, 41, 0, &[], &[0x60; 40]), passed),
+            ("IPv6 in IPv6", ipv6(ENGINE6, 41, &[0x60; 40]), taken),
+            ("IPv6 in IPv6 behind an encapsulation limit", ipv6(ENGINE6, 60, &limited(41)), taken),
+            ("IPv4 in IPv6 behind an encapsulation limit", ipv6(ENGINE6, 60, &limited(4)), passed),
+            ("IPv6 in IPv6 to another node", ipv6([0xfd; 16], 41, &[0x60; 40]), passed),
+            (
+                "a fragment of IPv6 in IPv6",
+                ipv6(ENGINE6, 44, &[41, 0, 0, 1, 0, 0, 0, 1, 0x60, 0, 0, 0]),
+                passed,
+            ),
+            ("IPv4 in IPv6, where only the other is taken", ipv6(ENGINE6, 4, &[0x45; 20]), passed),
+            ("a protocol over IPv6 that was taken away", ipv6(ENGINE6, 47, &[0; 20]), passed),
             ("to a pod, any protocol", ipv4([10, 244, 1, 255], 132, 0, &[], &[0; 20]), taken),
             ("a fragment to a pod", ipv4([10, 244, 1, 7], 17, 0x0010, &[], &[0; 20]), taken),
             ("IPv6 to a pod, any next header", ipv6(pod6, 58, &[0; 8]), taken),

@@ -142,6 +142,19 @@ impl<K: Pod, V: Pod> Keyed<K, V> {
         self.slot(link).map(|slot| region.read(slot + Self::VALUE))
     }
 
+    /// A number for a key that is in the table: that of its slot, which no other key has until the key is set anew or
+    /// deleted and every reader has moved on.
+    #[inline]
+    pub(crate) fn number(&self, region: &Region, seed: u64, key: &K) -> Option<u32> {
+        let (_, link) = self.locate(region, seed, key);
+        self.slot(link).map(|_| link)
+    }
+
+    /// Key and value under a [`number`](Self::number).
+    pub(crate) fn numbered(&self, region: &Region, number: u32) -> Option<(K, V)> {
+        self.slot(number).map(|slot| (region.read(slot + 8), region.read(slot + Self::VALUE)))
+    }
+
     /// Every entry, in no particular order.
     pub(crate) fn iter<'a>(&self, region: &'a Region) -> KeyedIter<'a, K, V> {
         KeyedIter { table: *self, region, bucket: 0, link: 0, left: self.slot_count }

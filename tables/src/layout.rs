@@ -15,7 +15,7 @@ use bytemuck::{Pod, Zeroable};
 /// "FAIRWAY" and a kind of file.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"FAIRWAYT");
 /// Raised when the meaning of a field changes without changing its size.
-pub(crate) const ABI_VERSION: u64 = 3;
+pub(crate) const ABI_VERSION: u64 = 4;
 /// Bytes before the first table.
 pub(crate) const HEADER_LEN: usize = header::CHANGES + 8 * crate::changes::RING as usize;
 

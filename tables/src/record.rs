@@ -141,7 +141,7 @@ pub enum NextHopKind {
     Host,
     /// Drop, counted.
     Blackhole,
-    /// Encapsulate in IPv4 (RFC 2003) towards the remote node `addr`: look it up as a [`Tunnel`].
+    /// Encapsulate in IP (RFC 2003, RFC 2473, RFC 4213) towards the remote node `addr`: look it up as a [`Tunnel`].
     Ipip,
     /// Put the bare IP packet into UDP, as Flannel's `udp` backend does, towards the remote node `addr`: look it up as a
     /// [`Tunnel`].
@@ -199,13 +199,16 @@ impl NextHop {
     }
 }
 
-/// How packets reach a remote node. Key: the remote node's underlay [`Ip`] (its VTEP). The route that leads here says
-/// which encapsulation is used; what only one of them needs is zero where none of the node's routes uses it.
+/// How packets reach a remote node. Key: the remote node's underlay [`Ip`] (its VTEP), whose family is that of the outer
+/// header; a node that is reached by both has two. The route that leads here says which encapsulation is used; what only
+/// one of them needs is zero where none of the node's routes uses it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Tunnel {
-    /// Outer source address: this node's underlay address.
+    /// Outer source address: this node's underlay address of the same family.
     pub local: Ip,
+    /// The remote node's first underlay address: the same in each of its tunnels, so that they are known for one node's.
+    pub node: Ip,
     /// Neighbour on the underlay that leads to the remote node: itself, or a gateway.
     pub next_hop: Ip,
     /// VXLAN network identifier, 24 bits (RFC 7348 section 5).
@@ -346,8 +349,11 @@ pub struct Vxlan {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Settings {
-    /// This node's underlay address: source of tunnels, and where they must be addressed.
+    /// This node's IPv4 underlay address: source of tunnels, and where they must be addressed. Unspecified: there are none
+    /// over IPv4.
     pub node_ip: Ip,
+    /// The same for IPv6.
+    pub node_ip6: Ip,
     /// The gateway that pods are given (169.254.1.1).
     pub gateway_ip: Ip,
     /// This node's own address in its pods' range, from which the engine itself speaks (ICMP errors): it says which
@@ -381,23 +387,43 @@ pub struct Settings {
     pub gateway_mac: Mac,
     /// This node's VTEP address: Ethernet destination that decapsulated frames must carry.
     pub vtep_mac: Mac,
+    /// The same of what comes over IPv6, in the first VXLAN network.
+    pub vtep_mac6: Mac,
+    /// The same in the second.
+    pub second_vtep_mac6: Mac,
     /// UDP port of bare IP packets, on every node (8285 for Flannel's `udp` backend); 0: none are taken.
     pub udp_tunnel_port: u16,
     /// First of the ports (ICMP: identifiers) that translated sources are given; the node's own stack leaves them alone.
     pub snat_first: u16,
     /// Last of these.
     pub snat_last: u16,
-    /// Bits: [`Settings::TAKES_IPIP`], [`Settings::TAKES_DIRECT`], [`Settings::CLAMP_MSS`].
+    /// Bits: [`Settings::TAKES_IPIP`] and its like, [`Settings::TAKES_DIRECT`], [`Settings::CLAMP_MSS`].
     pub takes: u32,
     /// A second VXLAN network, of another layout than the first.
     pub second_vxlan: Vxlan,
 }
 
 impl Settings {
-    /// IP in IPv4 addressed to this node is taken from the uplink.
+    /// IPv4 in IPv4 addressed to this node is taken from the uplink.
     pub const TAKES_IPIP: u32 = 1;
     /// Packets to this node's pods are taken from the uplink without encapsulation.
     pub const TAKES_DIRECT: u32 = 2;
     /// The maximum segment size in TCP's SYNs is lowered to what their way takes.
     pub const CLAMP_MSS: u32 = 4;
+    /// IPv6 in IPv4 addressed to this node is taken from the uplink.
+    pub const TAKES_IPV6_IN_IPV4: u32 = 8;
+    /// IPv4 in IPv6 addressed to this node is taken from the uplink.
+    pub const TAKES_IPV4_IN_IPV6: u32 = 16;
+    /// IPv6 in IPv6 addressed to this node is taken from the uplink.
+    pub const TAKES_IPV6_IN_IPV6: u32 = 32;
+
+    /// The bit for one family inside another.
+    pub const fn takes_ip_in_ip(inner_is_v4: bool, outer_is_v4: bool) -> u32 {
+        match (inner_is_v4, outer_is_v4) {
+            (true, true) => Self::TAKES_IPIP,
+            (false, true) => Self::TAKES_IPV6_IN_IPV4,
+            (true, false) => Self::TAKES_IPV4_IN_IPV6,
+            (false, false) => Self::TAKES_IPV6_IN_IPV6,
+        }
+    }
 }

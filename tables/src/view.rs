@@ -176,6 +176,17 @@ impl<'a> View<'a> {
         self.tables.layout.tunnels.get(&self.tables.region, self.tables.seed, &remote)
     }
 
+    /// A number for the tunnel to `remote` that no other has as long as it stays as it is.
+    #[inline]
+    pub fn tunnel_number(&self, remote: Ip) -> Option<u32> {
+        self.tables.layout.tunnels.number(&self.tables.region, self.tables.seed, &remote)
+    }
+
+    /// The tunnel with a [`number`](Self::tunnel_number), and its remote node's underlay address.
+    pub fn numbered_tunnel(&self, number: u32) -> Option<(Ip, Tunnel)> {
+        self.tables.layout.tunnels.numbered(&self.tables.region, number)
+    }
+
     /// All remote nodes, in no particular order.
     pub fn tunnels(&self) -> impl Iterator<Item = (Ip, Tunnel)> + use<'a> {
         self.tables.layout.tunnels.iter(&self.tables.region)

@@ -103,6 +103,7 @@ fn batch(round: u32) -> Vec<Op> {
         let next_hop = NextHop::new(NextHopKind::Tunnel, stamped(round, i), PortId(round as u16));
         let tunnel = Tunnel {
             local: stamped(round, i),
+            node: stamped(round, i),
             next_hop: stamped(round, i),
             vni: round,
             udp_port: round as u16,
@@ -161,6 +162,9 @@ fn read_until_stopped(reader: &mut Reader) -> (u64, u64) {
             if let Some(tunnel) = view.tunnel(remote(i)) {
                 let round = stamp(tunnel.local, i);
                 assert_eq!((tunnel.vni, tunnel.next_hop), (round, stamped(round, i)));
+                let number = view.tunnel_number(remote(i));
+                let numbered = number.and_then(|number| view.numbered_tunnel(number));
+                assert!(numbered.is_none_or(|(ip, _)| ip == remote(i)), "a number is one tunnel's");
                 assert_eq!((tunnel.udp_port, tunnel.remote_mac.0[5]), (round as u16, round as u8));
                 note(round);
             }

@@ -34,11 +34,11 @@ fn the_mtu_of_the_path_is_found_by_the_engines_errors_alone() {
         let (client, server) = (pod("client"), pod("web-2"));
         learn_mtu_by_tcp(&cluster, client.netns(), &cluster.url(""), server.netns(), client.ip(), mtu);
         ping_around_the_edge(client.netns(), pod("web-3").ip(), mtu, ROUTER);
-        // IPv6, which is in no pool, goes by VXLAN.
+        // IPv6, which is in no pool, goes by VXLAN over IPv6.
         let [back, web_2, web_3] = ["client", "web-2", "web-3"].map(|name| ipv6_of(pod(name).ip()));
         let url = format!("http://[{web_2}]:{POD_PORT}");
-        learn_mtu_by_tcp(&cluster, client.netns(), &url, server.netns(), back, 1450);
-        ping_around_the_edge(client.netns(), web_3, 1450, ipv6_of(ROUTER));
+        learn_mtu_by_tcp(&cluster, client.netns(), &url, server.netns(), back, 1430);
+        ping_around_the_edge(client.netns(), web_3, 1430, ipv6_of(ROUTER));
         cluster.stop_and_check_invariants();
     }
 }

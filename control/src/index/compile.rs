@@ -4,11 +4,12 @@
 use super::dsr::node_ports_at;
 use super::masquerade::everything;
 use super::pools::{underlay_of, vtep_mac};
+use super::ways::WayTo;
 use super::{DirectRoutes, Index, Source};
 use crate::encapsulation::Encapsulation;
 use crate::model::{Key, Value};
 use crate::names;
-use crate::object::Pod;
+use crate::object::{Node, Pod};
 use fairway_tables as tables;
 use fairway_tables::{Ip, NeighbourKey, NextHop, NextHopKind, PortId, PortKind, Prefix};
 use std::collections::BTreeMap;
@@ -73,8 +74,11 @@ impl Index {
             cidr.map_or(Ip::UNSPECIFIED, host_address)
         };
         let networks = self.vxlan_networks(node);
+        // The kernel's own tunnels over IPv6 stay its own where pods use none.
+        let has_ipv6 = self.possible_ways(node).iter().any(|(_, _, outer_is_v4)| !outer_is_v4);
         let mut settings = tables::Settings {
-            node_ip: underlay_of(node, node.internal_ips[0].is_v4()).unwrap_or(node.internal_ips[0]),
+            node_ip: underlay_of(node, true).unwrap_or(Ip::UNSPECIFIED),
+            node_ip6: underlay_of(node, false).filter(|_| has_ipv6).unwrap_or(Ip::UNSPECIFIED),
             gateway_ip: names::GATEWAY_IP,
             router_ip: router(true),
             gateway_ip6: names::GATEWAY_IP6,
@@ -90,10 +94,12 @@ impl Index {
             host,
             gateway_mac: names::GATEWAY_MAC,
             vtep_mac: networks.own.vtep_mac,
+            vtep_mac6: networks.macs6[0],
+            second_vtep_mac6: networks.macs6[1],
             udp_tunnel_port: self.udp_tunnel_port(),
             snat_first: 0,
             snat_last: 0,
-            takes: self.takes(),
+            takes: self.takes(node),
             second_vxlan: networks.second,
         };
         self.set_snat(node, &mut settings);
@@ -130,12 +136,14 @@ impl Index {
     /// A remote node: its tunnel, and the routes of its pods, through that or without.
     fn compile_node(&mut self, name: &str) -> Contribution {
         let mut out = Contribution::new();
-        let Some((vtep, next_hop)) = self.tunnel_path(name) else { return out };
+        let paths = self.paths_to(name);
         let (Some(node), Some(local)) = (self.nodes.get(name), self.nodes.get(&self.config.node)) else {
             return out;
         };
         let ways = self.ways_to(node);
-        for (cidr, encapsulation) in &ways {
+        let path_of = |family| paths.iter().find(|(is_v4, ..)| *is_v4 == family);
+        for WayTo { range, encapsulation, is_v4 } in &ways {
+            let Some((_, vtep, next_hop)) = path_of(*is_v4).copied() else { continue };
             if *encapsulation == Encapsulation::Direct && self.config.direct_routes == DirectRoutes::Kernel {
                 continue;
             }
@@ -147,49 +155,56 @@ impl Index {
                 Encapsulation::Ipip => (NextHopKind::Ipip, vtep, PortId::NONE),
                 Encapsulation::Udp { .. } => (NextHopKind::UdpTunnel, vtep, PortId::NONE),
             };
-            out.insert(Key::Route(*cidr), Value::Route(NextHop::new(kind, addr, port)));
+            out.insert(Key::Route(*range), Value::Route(NextHop::new(kind, addr, port)));
         }
-        // A node itself sees this node's address instead of pods'.
-        if let Some(next_hop) = next_hop.filter(|_| self.masquerades(local, vtep.is_v4())) {
-            let hop = NextHop::new(NextHopKind::Gateway, next_hop, UPLINK_PORT);
-            out.insert(Key::Route(Prefix::host(vtep)), Value::Route(hop));
-        }
-        let dsr = self.uses_dsr();
-        let tunnelled = dsr || ways.iter().any(|(_, encapsulation)| *encapsulation != Encapsulation::Direct);
-        if let (Some(next_hop), true) = (next_hop, tunnelled) {
-            // A node whose ranges are in two VXLAN networks is reached through the first; `pending` says so.
-            let vxlan = ways.iter().map(|(_, way)| *way).find(|way| way.is_vxlan());
-            // Services with DSR need one where pods do not.
-            let vxlan = vxlan.or_else(|| dsr.then(|| self.dsr_vxlan(node)));
-            let (vni, udp_port) = vxlan.and_then(|way| way.vxlan(self.own_vxlan())).unwrap_or_default();
-            let is_flannel = matches!(vxlan, Some(Encapsulation::FlannelVxlan { .. }));
-            let node_ports = |is_v4| node_ports_at(node, is_v4).unwrap_or(Ip::UNSPECIFIED);
-            let tunnel = tables::Tunnel {
-                local: underlay_of(local, vtep.is_v4()).unwrap_or(local.internal_ips[0]),
-                next_hop,
-                vni,
-                udp_port,
-                port: UPLINK_PORT,
-                remote_mac: vtep_mac(node, is_flannel),
-                local_mac: vtep_mac(local, is_flannel),
-                node_ports: node_ports(true),
-                node_ports6: node_ports(false),
-            };
-            out.insert(Key::Tunnel(vtep), Value::Tunnel(tunnel));
+        let all: Vec<WayTo> = ways.into_iter().chain(self.ways_from(node)).collect();
+        let first = node.underlay().next().unwrap_or(Ip::UNSPECIFIED);
+        for (is_v4, vtep, next_hop) in paths {
+            let Some(next_hop) = next_hop else { continue };
+            self.compile_path(&mut out, (local, node), &all, (is_v4, vtep, next_hop), first);
         }
         out
     }
 
-    /// A remote node's VTEP and, if the kernel has a route to it out of the uplink, the neighbour that
-    /// leads there. `None` for this node itself, and for a node without an address of our family.
-    pub(super) fn tunnel_path(&self, name: &str) -> Option<(Ip, Option<Ip>)> {
-        if name == self.config.node {
-            return None;
+    /// What leads to a remote node by one family: the route to its address there, and its tunnel.
+    fn compile_path(
+        &self,
+        out: &mut Contribution,
+        (local, node): (&Node, &Node),
+        ways: &[WayTo],
+        (is_v4, vtep, next_hop): (bool, Ip, Ip),
+        first: Ip,
+    ) {
+        // A node itself sees this node's address instead of pods'.
+        if self.masquerades(local, is_v4) {
+            let hop = NextHop::new(NextHopKind::Gateway, next_hop, UPLINK_PORT);
+            out.insert(Key::Route(Prefix::host(vtep)), Value::Route(hop));
         }
-        let local = self.nodes.get(&self.config.node)?;
-        let vtep = underlay_of(self.nodes.get(name)?, local.internal_ips[0].is_v4())?;
-        let via = self.uplink.and_then(|uplink| self.facts.routes.next_hop_to(vtep, uplink));
-        Some((vtep, via.map(|via| via.gateway.unwrap_or(vtep))))
+        let ways = ways.iter().filter(|way| way.is_v4 == is_v4).map(|way| way.encapsulation);
+        let mut tunnels = ways.filter(|encapsulation| *encapsulation != Encapsulation::Direct).peekable();
+        let dsr = self.uses_dsr();
+        if tunnels.peek().is_none() && !dsr {
+            return;
+        }
+        // A node whose ranges are in two VXLAN networks is reached through the first; `pending` says so.
+        let vxlan = tunnels.find(|encapsulation| encapsulation.is_vxlan());
+        // Services with DSR need one where pods do not.
+        let vxlan = vxlan.or_else(|| dsr.then(|| self.dsr_vxlan(node)));
+        let (vni, udp_port) = vxlan.and_then(|way| way.vxlan(self.own_vxlan())).unwrap_or_default();
+        let is_flannel = matches!(vxlan, Some(Encapsulation::FlannelVxlan { .. }));
+        let tunnel = tables::Tunnel {
+            local: underlay_of(local, is_v4).unwrap_or(Ip::UNSPECIFIED),
+            node: first,
+            next_hop,
+            vni,
+            udp_port,
+            port: UPLINK_PORT,
+            remote_mac: vtep_mac(node, is_flannel, is_v4),
+            local_mac: vtep_mac(local, is_flannel, is_v4),
+            node_ports: node_ports_at(node, true).unwrap_or(Ip::UNSPECIFIED),
+            node_ports6: node_ports_at(node, false).unwrap_or(Ip::UNSPECIFIED),
+        };
+        out.insert(Key::Tunnel(vtep), Value::Tunnel(tunnel));
     }
 
     /// The ranges of pods: an address of theirs that no node has is nobody's, and must not leave the cluster.

@@ -2,10 +2,11 @@
 //! possible.
 
 use super::pools::underlay_of;
+use super::ways::family_between;
 use super::{Index, Name, Source};
-use crate::encapsulation::{self, Encapsulation};
+use crate::encapsulation::{self, Encapsulation, Pool};
 use crate::object::{Kind, Node, ObjectKey, Service};
-use fairway_tables::{Ip, NextHop, NextHopKind, PortId, ServiceKey};
+use fairway_tables::{Ip, NextHop, NextHopKind, PortId, Prefix, ServiceKey};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where nothing leads to a backend's node: its packets are translated as without DSR.
@@ -57,46 +58,53 @@ impl Index {
         if node == self.config.node {
             return NextHop::new(NextHopKind::Local, Ip::UNSPECIFIED, PortId::NONE);
         }
-        let Ok((node, vtep)) = self.dsr_node(node) else {
+        let Ok((node, vtep)) = self.dsr_node(node, backend) else {
             return NextHop::new(NO_WAY, Ip::UNSPECIFIED, PortId::NONE);
         };
-        let kind = match self.dsr_encapsulation(node, backend) {
-            Encapsulation::Ipip if backend.is_v4() => NextHopKind::Ipip,
-            Encapsulation::Udp { .. } if backend.is_v4() => NextHopKind::UdpTunnel,
+        let kind = match self.pool_of(node, backend).map(|pool| pool.encapsulation) {
+            Some(Encapsulation::Ipip) => NextHopKind::Ipip,
+            Some(Encapsulation::Udp { .. }) => NextHopKind::UdpTunnel,
+            // Where its pool uses nothing, or it is in none: the VXLAN network of the node.
             _ => NextHopKind::Tunnel,
         };
         NextHop::new(kind, vtep, PortId::NONE)
     }
 
-    /// A remote node and its VTEP, or why it has none.
-    fn dsr_node(&self, name: &str) -> Result<(&Node, Ip), &'static str> {
+    /// The pool that a backend of a node is in.
+    fn pool_of(&self, node: &Node, backend: Ip) -> Option<&Pool> {
+        let parts = node.pod_cidrs.iter().flat_map(|cidr| encapsulation::parts(self.pools(), cidr));
+        let around = parts.filter(|(range, _)| range.contains(backend));
+        around.max_by_key(|(range, _)| range.len()).and_then(|(_, pool)| pool)
+    }
+
+    /// A remote node and its VTEP, of the family over which its pods are reached, or why it has none.
+    fn dsr_node(&self, name: &str, backend: Ip) -> Result<(&Node, Ip), &'static str> {
         if name.is_empty() {
             return Err("have no nodeName");
         }
         let node = self.nodes.get(name).ok_or("are on nodes that are not known")?;
         let local = self.nodes.get(&self.config.node).ok_or("wait for this node's own Node object")?;
-        let vtep = underlay_of(node, local.internal_ips[0].is_v4());
+        let family = family_between(self.pool_of(node, backend), &Prefix::host(backend), local, node);
+        let vtep = family.and_then(|is_v4| underlay_of(node, is_v4));
         vtep.map(|vtep| (node, vtep))
             .ok_or("are on nodes without an InternalIP of this node's address family")
     }
 
-    /// The VXLAN network in which a node is reached that pods' packets go to without.
-    pub(super) fn dsr_vxlan(&self, node: &Node) -> Encapsulation {
-        let ways = node.pod_cidrs.iter().flat_map(|cidr| encapsulation::ways(self.pools(), cidr, false));
-        let mut ways = ways.map(|(_, way)| way).filter(|way| way.is_vxlan());
-        ways.next().unwrap_or(Encapsulation::Vxlan)
+    /// The families over which a remote node must be reached for the sake of DSR, since its backends need not be in a range
+    /// of pods: all that both have.
+    pub(super) fn dsr_families(&self, node: &Node) -> impl Iterator<Item = bool> {
+        let local = self.nodes.get(&self.config.node).filter(|_| self.uses_dsr());
+        let has = |node: &Node, is_v4: bool| underlay_of(node, is_v4).is_some();
+        let both = |is_v4: &bool| local.is_some_and(|local| has(local, *is_v4)) && has(node, *is_v4);
+        let families = [true, false].map(|is_v4| Some(is_v4).filter(both));
+        families.into_iter().flatten()
     }
 
-    /// What is put around packets to a backend's node: what its pool uses beyond the subnet, and where that is nothing,
-    /// or the backend is in none, the VXLAN network of the node.
-    fn dsr_encapsulation(&self, node: &Node, backend: Ip) -> Encapsulation {
-        let cidrs = node.pod_cidrs.iter();
-        let ways = cidrs.flat_map(|cidr| encapsulation::ways(self.pools(), cidr, false));
-        let way = ways.filter(|(cidr, _)| cidr.contains(backend)).max_by_key(|(cidr, _)| cidr.len());
-        match way {
-            Some((_, way)) if way != Encapsulation::Direct && (backend.is_v4() || way.is_vxlan()) => way,
-            _ => Encapsulation::Vxlan,
-        }
+    /// The VXLAN network in which a node is reached that pods' packets go to without.
+    pub(super) fn dsr_vxlan(&self, node: &Node) -> Encapsulation {
+        let parts = node.pod_cidrs.iter().flat_map(|cidr| encapsulation::parts(self.pools(), cidr));
+        let mut ways = parts.map(|(_, pool)| pool.map_or(Encapsulation::Vxlan, |pool| pool.encapsulation));
+        ways.find(|way| way.is_vxlan()).unwrap_or(Encapsulation::Vxlan)
     }
 
     /// Which endpoints of which Services are reached without DSR, and why.
@@ -109,7 +117,7 @@ impl Index {
             let slices = super::services::slices_of(&self.slices_by_service, &self.slices, &key);
             for endpoint in slices.flat_map(|slice| &slice.endpoints) {
                 if *endpoint.node != self.config.node
-                    && let Err(why) = self.dsr_node(&endpoint.node)
+                    && let Err(why) = self.dsr_node(&endpoint.node, endpoint.ip)
                 {
                     *without.entry(why).or_default() += 1;
                 }

@@ -2,16 +2,18 @@
 //! (docs/fallback.md).
 
 use super::pools::{underlay_of, vtep_mac};
+use super::ways::WayTo;
 use super::{DirectRoutes, Index};
 use crate::encapsulation::Encapsulation;
-use crate::names::{self, FALLBACK_FLANNEL_IF, FALLBACK_VXLAN_IF};
+use crate::names::{self, FALLBACK_FLANNEL_IF, FALLBACK_FLANNEL6_IF, FALLBACK_VXLAN_IF, FALLBACK_VXLAN6_IF};
+use crate::object::Node;
 use fairway_tables::{Ip, Mac, Prefix, Vxlan};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A VXLAN device of the kernel's: it speaks to the engines of other nodes as this node's engine does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VxlanPlan {
-    /// Its name: one for each layout.
+    /// Its name: one for each layout and family.
     pub ifname: &'static str,
     /// VXLAN network identifier.
     pub vni: u32,
@@ -65,7 +67,8 @@ pub struct FallbackPlan {
     pub mtu: u32,
     /// Pod ranges of the other nodes.
     pub ranges: BTreeMap<Prefix, Way>,
-    /// Pod ranges of the other nodes that the kernel does not reach: by bare UDP, or by a next hop that nobody names.
+    /// Pod ranges of the other nodes that the kernel does not reach: by bare UDP, by IP in IP other than of IPv4 alone, without
+    /// encapsulation over the other family, or by a next hop that nobody names.
     pub not_carried: BTreeSet<Prefix>,
     /// This node's pods by the kernel's number of the host end of their veths.
     pub pods: BTreeMap<u32, PodPlan>,
@@ -85,49 +88,63 @@ impl Index {
             ipv6,
             ..FallbackPlan::default()
         };
-        let (Some(node_ip), Some(_)) = (underlay_of(local, true), self.uplink) else { return Some(plan) };
-        for (name, node) in self.nodes.iter().filter(|(name, _)| **name != self.config.node) {
-            let Some((vtep, next_hop)) = self.tunnel_path(name).filter(|(vtep, _)| vtep.is_v4()) else {
-                continue;
-            };
+        if self.uplink.is_none() {
+            return Some(plan);
+        }
+        for (_, node) in self.nodes.iter().filter(|(name, _)| **name != self.config.node) {
             let ways = self.ways_to(node).into_iter();
-            for (range, way) in ways.filter(|(range, _)| ipv6 || range.addr().is_v4()) {
-                let way = match way {
-                    Encapsulation::Direct => {
-                        let way = self.direct_next_hop(range, next_hop).map(Way::Direct);
-                        if way.is_none() {
-                            plan.not_carried.insert(range);
-                        }
-                        way
-                    }
-                    Encapsulation::Ipip => Some(Way::Ipip(vtep)),
-                    Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. } => {
-                        let ifname = self.fallback_device(way);
-                        let is_flannel = matches!(way, Encapsulation::FlannelVxlan { .. });
-                        Some(Way::Vxlan { ifname, node: vtep, vtep_mac: vtep_mac(node, is_flannel) })
-                    }
-                    Encapsulation::Udp { .. } => {
-                        plan.not_carried.insert(range);
-                        None
-                    }
-                };
-                plan.ranges.extend(way.map(|way| (range, way)));
+            for way in ways.filter(|way| ipv6 || way.range.addr().is_v4()) {
+                match self.fallback_way(node, &way) {
+                    Some(found) => drop(plan.ranges.insert(way.range, found)),
+                    None => drop(plan.not_carried.insert(way.range)),
+                }
             }
         }
-        let is_used = |ifname| {
-            plan.ranges.values().any(|way| matches!(way, Way::Vxlan { ifname: i, .. } if *i == ifname))
-        };
+        self.fallback_vxlans(local, &mut plan);
+        let by_ipip = plan.ranges.values().any(|way| matches!(way, Way::Ipip(_)));
+        plan.ipip = underlay_of(local, true).filter(|_| by_ipip);
+        Some(plan)
+    }
+
+    /// How the kernel reaches a range of another node; `None` if it does not.
+    fn fallback_way(&self, node: &Node, way: &WayTo) -> Option<Way> {
+        let WayTo { range, encapsulation, is_v4 } = *way;
+        let (vtep, next_hop) = self.path_to(node, is_v4)?;
+        match encapsulation {
+            Encapsulation::Direct => {
+                let next_hop = self.direct_next_hop(range, next_hop);
+                // A route's gateway is of its own family.
+                next_hop.filter(|ip| ip.is_v4() == range.addr().is_v4()).map(Way::Direct)
+            }
+            Encapsulation::Ipip => (is_v4 && range.addr().is_v4()).then_some(Way::Ipip(vtep)),
+            Encapsulation::Vxlan | Encapsulation::FlannelVxlan { .. } => {
+                let ifname = self.fallback_device(encapsulation, is_v4);
+                let is_flannel = matches!(encapsulation, Encapsulation::FlannelVxlan { .. });
+                Some(Way::Vxlan { ifname, node: vtep, vtep_mac: vtep_mac(node, is_flannel, is_v4) })
+            }
+            Encapsulation::Udp { .. } => None,
+        }
+    }
+
+    /// The VXLAN devices that ways lead through.
+    fn fallback_vxlans(&self, local: &Node, plan: &mut FallbackPlan) {
         let networks = self.vxlan_networks(local);
-        for (ifname, network) in [(FALLBACK_VXLAN_IF, networks.own), (FALLBACK_FLANNEL_IF, networks.second)] {
-            // Without pools the node's own is there before the first other node is.
-            if is_used(ifname) || (ifname == FALLBACK_VXLAN_IF && self.pools.is_empty()) {
+        let over_ipv6 = |network: Vxlan, vtep_mac| Vxlan { vtep_mac, ..network };
+        // Without pools the node's own is there before the first other node is.
+        let own = self.pools.is_empty();
+        for (ifname, network, is_v4, is_there) in [
+            (FALLBACK_VXLAN_IF, networks.own, true, own),
+            (FALLBACK_FLANNEL_IF, networks.second, true, false),
+            (FALLBACK_VXLAN6_IF, over_ipv6(networks.own, networks.macs6[0]), false, false),
+            (FALLBACK_FLANNEL6_IF, over_ipv6(networks.second, networks.macs6[1]), false, false),
+        ] {
+            let Some(node_ip) = underlay_of(local, is_v4) else { continue };
+            let leads = |way: &Way| matches!(way, Way::Vxlan { ifname: i, .. } if *i == ifname);
+            if is_there || plan.ranges.values().any(leads) {
                 let Vxlan { vni, udp_port: port, vtep_mac: mac } = network;
                 plan.vxlans.push(VxlanPlan { ifname, vni, port, local: node_ip, mac });
             }
         }
-        let by_ipip = plan.ranges.values().any(|way| matches!(way, Way::Ipip(_)));
-        plan.ipip = by_ipip.then_some(node_ip);
-        Some(plan)
     }
 
     /// The neighbour that a range without encapsulation is behind, as the engine's own routes have it: what a routing
@@ -139,9 +156,14 @@ impl Index {
     }
 
     /// The device for a way by VXLAN: a layout that is the node's own needs no other.
-    fn fallback_device(&self, way: Encapsulation) -> &'static str {
+    fn fallback_device(&self, way: Encapsulation, is_v4: bool) -> &'static str {
         let own = self.own_vxlan();
-        if way.vxlan(own) == Some(own) { FALLBACK_VXLAN_IF } else { FALLBACK_FLANNEL_IF }
+        match (way.vxlan(own) == Some(own), is_v4) {
+            (true, true) => FALLBACK_VXLAN_IF,
+            (false, true) => FALLBACK_FLANNEL_IF,
+            (true, false) => FALLBACK_VXLAN6_IF,
+            (false, false) => FALLBACK_FLANNEL6_IF,
+        }
     }
 
     fn fallback_pods(&self, ipv6: bool) -> BTreeMap<u32, PodPlan> {

@@ -16,6 +16,7 @@ mod report;
 mod routes;
 mod services;
 mod settle;
+mod ways;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link};
@@ -133,7 +134,9 @@ pub struct Index {
     pods_by_veth: BTreeMap<String, BTreeSet<Name>>,
     /// Remote nodes by the neighbour that leads to them, and the reverse.
     next_hop_users: BTreeMap<Ip, BTreeSet<String>>,
-    next_hop_of: BTreeMap<String, Ip>,
+    next_hop_of: BTreeMap<String, BTreeSet<Ip>>,
+    /// How many nodes have no address of IPv6, and none of IPv4.
+    lacking: [usize; 2],
     /// How many routes, or ports to which endpoints are bound, lead to a neighbour, by its port and address.
     needed_neighbours: BTreeMap<(PortId, Ip), usize>,
     /// Neighbours, by link, that began or ceased to be needed.
@@ -193,6 +196,7 @@ impl Index {
             pods_by_veth: BTreeMap::new(),
             next_hop_users: BTreeMap::new(),
             next_hop_of: BTreeMap::new(),
+            lacking: [0; 2],
             needed_neighbours: BTreeMap::new(),
             neighbours_touched: BTreeSet::new(),
             contributions: BTreeMap::new(),
@@ -239,8 +243,11 @@ impl Index {
             Object::Node(node) => {
                 let name = node.name.clone();
                 let ips = node.underlay().map(|ip| (ip, name.clone())).collect();
-                let old = self.nodes.insert(name.clone(), node);
+                let old = self.nodes.insert(name.clone(), node.clone());
                 self.list_node_ips(old.as_ref(), ips);
+                if self.count_lacking(old.as_ref(), Some(&node)) {
+                    dirty.insert(Source::Local);
+                }
                 if old.as_ref() != self.nodes.get(&name) {
                     self.dsr_touched(dirty);
                     if name == self.config.node {
@@ -301,6 +308,9 @@ impl Index {
                 self.list_node_ips(old.as_ref(), BTreeSet::new());
                 if old.is_some() {
                     self.dsr_touched(dirty);
+                }
+                if self.count_lacking(old.as_ref(), None) {
+                    dirty.insert(Source::Local);
                 }
                 if key.name == self.config.node && old.is_some() {
                     self.services_touched(dirty);

@@ -1,19 +1,27 @@
 //! What the pools make of this node and of the ways to others.
 
-use super::Index;
+use super::{Index, is_link_local};
 use crate::encapsulation::{self, Encapsulation, Pool};
 use crate::names;
 use crate::object::Node;
-use fairway_tables::{Ip, Mac, Prefix, Settings, Vxlan};
+use fairway_tables::{Ip, Mac, Settings, Vxlan};
+
+/// Smallest MTU of any link of IPv6.
+const MIN_IPV6_MTU: u32 = 1280;
 
 /// A node's address between the nodes, of this family.
 pub(super) fn underlay_of(node: &Node, is_v4: bool) -> Option<Ip> {
     node.underlay().find(|ip| ip.is_v4() == is_v4)
 }
 
-/// A node's VTEP address in Flannel's network, or in its own: as that plugin noted it, else from its name.
-pub(super) fn vtep_mac(node: &Node, is_flannel: bool) -> Mac {
-    let noted = if is_flannel { node.hints.flannel_vtep_mac } else { node.hints.calico_vtep_mac };
+/// A node's VTEP address over a family, in Flannel's network or in its own: as that plugin noted it, else from its name.
+pub(super) fn vtep_mac(node: &Node, is_flannel: bool, is_v4: bool) -> Mac {
+    let noted = match (is_flannel, is_v4) {
+        (true, true) => node.hints.flannel_vtep_mac,
+        (true, false) => node.hints.flannel_vtep_mac6,
+        (false, true) => node.hints.calico_vtep_mac,
+        (false, false) => node.hints.calico_vtep_mac6,
+    };
     noted.unwrap_or_else(|| names::vtep_mac(&node.name))
 }
 
@@ -23,6 +31,8 @@ pub(super) struct Networks {
     pub(super) own: Vxlan,
     /// Flannel's, where it is another.
     pub(super) second: Vxlan,
+    /// The node's VTEP addresses in both over IPv6.
+    pub(super) macs6: [Mac; 2],
 }
 
 impl Index {
@@ -37,16 +47,18 @@ impl Index {
 
     pub(super) fn vxlan_networks(&self, local: &Node) -> Networks {
         let (vni, udp_port) = self.own_vxlan();
-        let mut own = Vxlan { vni, udp_port, vtep_mac: vtep_mac(local, false) };
+        let mut own = Vxlan { vni, udp_port, vtep_mac: vtep_mac(local, false, true) };
         let mut second = Vxlan { vni: 0, udp_port: 0, vtep_mac: Mac::ZERO };
+        let mut macs6 = [vtep_mac(local, false, false), Mac::ZERO];
         for pool in self.pools() {
             if let Encapsulation::FlannelVxlan { vni, udp_port } = pool.encapsulation {
-                let flannel = Vxlan { vni, udp_port, vtep_mac: vtep_mac(local, true) };
+                let flannel = Vxlan { vni, udp_port, vtep_mac: vtep_mac(local, true, true) };
                 let same = (flannel.vni, flannel.udp_port) == (own.vni, own.udp_port);
                 *(if same { &mut own } else { &mut second }) = flannel;
+                macs6[usize::from(!same)] = vtep_mac(local, true, false);
             }
         }
-        Networks { own, second }
+        Networks { own, second, macs6 }
     }
 
     /// UDP port of bare IP packets; 0 if no pool uses them.
@@ -59,50 +71,21 @@ impl Index {
     }
 
     /// What uplinks take beside VXLAN and UDP: bits of [`Settings`].
-    pub(super) fn takes(&self) -> u32 {
-        let ipip = self.pools().any(|pool| pool.encapsulation == Encapsulation::Ipip);
+    pub(super) fn takes(&self, local: &Node) -> u32 {
+        let ways = self.possible_ways(local).into_iter();
+        let ipip = ways.filter(|(encapsulation, ..)| *encapsulation == Encapsulation::Ipip);
+        let ipip = ipip.fold(0, |bits, (_, inner, outer)| bits | Settings::takes_ip_in_ip(inner, outer));
         let direct = self.has_enis() || self.pools().any(Pool::is_sometimes_direct);
         let clamp = u32::from(self.config.clamp_mss) * Settings::CLAMP_MSS;
-        u32::from(ipip) * Settings::TAKES_IPIP + u32::from(direct) * Settings::TAKES_DIRECT + clamp
+        ipip + u32::from(direct) * Settings::TAKES_DIRECT + clamp
     }
 
     /// What encapsulation adds at most, in bytes.
     pub(super) fn largest_overhead(&self) -> u32 {
-        let overheads = self.pools().map(|pool| pool.encapsulation.overhead());
+        let local = self.nodes.get(&self.config.node);
+        let ways = local.map(|local| self.possible_ways(local)).unwrap_or_default().into_iter();
+        let overheads = ways.map(|(encapsulation, _, outer_is_v4)| encapsulation.overhead(outer_is_v4));
         overheads.max().unwrap_or(names::VXLAN_OVERHEAD)
-    }
-
-    /// How packets reach the pods of a remote node. IPv6 ranges that are in no pool go by VXLAN: by the network of the
-    /// node's IPv4 pods, if these have one.
-    pub(super) fn ways_to(&self, node: &Node) -> Vec<(Prefix, Encapsulation)> {
-        let same_subnet = self.is_in_subnet(node);
-        let (v4, v6): (Vec<&Prefix>, Vec<&Prefix>) =
-            node.pod_cidrs.iter().partition(|cidr| cidr.addr().is_v4());
-        let mut ways: Vec<_> =
-            v4.iter().flat_map(|cidr| encapsulation::ways(self.pools(), cidr, same_subnet)).collect();
-        let vxlan = ways.iter().map(|(_, way)| *way).find(|way| way.vxlan(self.own_vxlan()).is_some());
-        for cidr in v6 {
-            if self.pools().any(|pool| pool.cidrs.iter().any(|pooled| pooled.overlaps(cidr))) {
-                ways.extend(encapsulation::ways(self.pools(), cidr, same_subnet));
-            } else {
-                ways.push((*cidr, vxlan.unwrap_or(Encapsulation::Vxlan)));
-            }
-        }
-        ways
-    }
-
-    /// Whether a node is in this node's subnet: in the one that Calico noted of this node, else if the kernel reaches
-    /// it without a gateway.
-    fn is_in_subnet(&self, node: &Node) -> bool {
-        let Some(local) = self.nodes.get(&self.config.node) else { return false };
-        let Some(remote) = underlay_of(node, local.internal_ips[0].is_v4()) else { return false };
-        match local.hints.subnet {
-            Some((_, subnet)) => subnet.contains(remote),
-            None => {
-                let via = self.uplink.and_then(|uplink| self.facts.routes.next_hop_to(remote, uplink));
-                via.is_some_and(|via| via.gateway.is_none())
-            }
-        }
     }
 
     pub(super) fn pending_pools(&self, push: &mut impl FnMut(String, String)) {
@@ -130,9 +113,13 @@ impl Index {
                     push(format!("pod range of Node {}", node.name), reason);
                 }
             }
-            let networks = self.ways_to(node).into_iter().filter_map(|(_, way)| way.vxlan(self.own_vxlan()));
-            let networks: std::collections::BTreeSet<_> = networks.collect();
-            if networks.len() > 1 {
+            let ways = self.ways_to(node);
+            let is_twofold = [true, false].into_iter().any(|family| {
+                let ways = ways.iter().filter(|way| way.is_v4 == family);
+                let networks = ways.filter_map(|way| way.encapsulation.vxlan(self.own_vxlan()));
+                networks.collect::<std::collections::BTreeSet<_>>().len() > 1
+            });
+            if is_twofold {
                 let reason =
                     "its pod ranges are in pools of two VXLAN networks; give them one, since a node has one";
                 push(format!("tunnel to Node {}", node.name), reason.into());
@@ -143,18 +130,31 @@ impl Index {
     fn pending_uplink_address(&self, push: &mut impl FnMut(String, String)) {
         let Some(local) = self.nodes.get(&self.config.node) else { return };
         let Some((ifindex, name)) = self.uplink() else { return };
-        let Some(wanted) = underlay_of(local, local.internal_ips[0].is_v4()) else { return };
+        let ways = self.possible_ways(local);
+        let is_used = |is_v4: &bool| ways.iter().any(|(_, _, outer_is_v4)| outer_is_v4 == is_v4);
         let held: Vec<Ip> =
             self.facts.addresses.iter().filter(|(i, _)| *i == ifindex).map(|(_, ip)| *ip).collect();
-        if held.is_empty() {
-            push(format!("uplink {name}"), format!("it has no address; assign the node's, {wanted}"));
-        } else if !held.contains(&wanted) {
-            push(
-                format!("uplink {name}"),
-                format!(
-                    "it does not have the node's address {wanted}; assign it, or correct the Node object"
-                ),
+        for wanted in [true, false].into_iter().filter(is_used).filter_map(|is_v4| underlay_of(local, is_v4))
+        {
+            let is_told = held.iter().any(|ip| !is_link_local(*ip));
+            if !is_told {
+                push(format!("uplink {name}"), format!("it has no address; assign the node's, {wanted}"));
+            } else if !held.contains(&wanted) {
+                push(
+                    format!("uplink {name}"),
+                    format!(
+                        "it does not have the node's address {wanted}; assign it, or correct the Node object"
+                    ),
+                );
+            }
+        }
+        let has_ipv6 = local.pod_cidrs.iter().any(|cidr| !cidr.addr().is_v4());
+        if has_ipv6 && self.pod_mtu() < MIN_IPV6_MTU {
+            let reason = format!(
+                "it leaves {} bytes for pods' packets, and IPv6 needs {MIN_IPV6_MTU} (RFC 8200 section 5); enlarge its MTU",
+                self.pod_mtu()
             );
+            push(format!("uplink {name}"), reason);
         }
     }
 }

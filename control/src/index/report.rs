@@ -209,17 +209,20 @@ impl Index {
             return;
         }
         for name in self.nodes.keys().filter(|name| **name != self.config.node) {
-            let what = format!("tunnel to Node {name}");
-            match self.tunnel_path(name) {
-                None => push(what, "it has no InternalIP of this node's address family".into()),
-                Some((vtep, None)) => {
-                    push(what, format!("the kernel has no route to {vtep} out of the uplink"));
-                }
-                Some((_, Some(next_hop))) => {
-                    let key = (self.uplink.unwrap_or_default(), next_hop);
-                    if !self.facts.neighbours.contains_key(&key) {
-                        push(what, format!("neighbour {next_hop} on the uplink does not answer yet"));
-                    }
+            let what = || format!("tunnel to Node {name}");
+            let paths = self.paths_to(name);
+            self.pending_families(name, push);
+            if paths.is_empty() {
+                push(what(), "it has no InternalIP of this node's address family".into());
+            }
+            for (_, vtep, next_hop) in paths {
+                let Some(next_hop) = next_hop else {
+                    push(what(), format!("the kernel has no route to {vtep} out of the uplink"));
+                    continue;
+                };
+                let key = (self.uplink.unwrap_or_default(), next_hop);
+                if !self.facts.neighbours.contains_key(&key) {
+                    push(what(), format!("neighbour {next_hop} on the uplink does not answer yet"));
                 }
             }
         }

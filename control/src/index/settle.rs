@@ -6,7 +6,7 @@ use super::compile::Contribution;
 use super::kernel_routes::{is_exclusive, neighbours};
 use super::{Index, Source};
 use crate::model::{Change, Key, Value};
-use fairway_tables::Prefix;
+use fairway_tables::{Ip, Prefix};
 use std::collections::BTreeSet;
 
 impl Index {
@@ -101,25 +101,24 @@ impl Index {
     }
 
     fn track_next_hop(&mut self, name: &str) {
-        let new = self.tunnel_path(name).and_then(|(_, next_hop)| next_hop);
-        let old = self.next_hop_of.get(name).copied();
-        if old == new {
-            return;
-        }
-        let touched = [old, new].into_iter().flatten().zip(self.uplink.into_iter().cycle());
+        let paths = self.paths_to(name).into_iter();
+        let new: BTreeSet<Ip> = paths.filter_map(|(_, _, next_hop)| next_hop).collect();
+        let old = self.next_hop_of.remove(name).unwrap_or_default();
+        let touched = old.symmetric_difference(&new).copied().zip(self.uplink.into_iter().cycle());
         self.neighbours_touched.extend(touched.map(|(ip, uplink)| (uplink, ip)));
-        if let Some(old) = old {
-            self.next_hop_of.remove(name);
-            if let Some(users) = self.next_hop_users.get_mut(&old) {
+        for gone in old.difference(&new) {
+            if let Some(users) = self.next_hop_users.get_mut(gone) {
                 users.remove(name);
                 if users.is_empty() {
-                    self.next_hop_users.remove(&old);
+                    self.next_hop_users.remove(gone);
                 }
             }
         }
-        if let Some(new) = new {
+        for added in new.difference(&old) {
+            self.next_hop_users.entry(*added).or_default().insert(name.to_owned());
+        }
+        if !new.is_empty() {
             self.next_hop_of.insert(name.to_owned(), new);
-            self.next_hop_users.entry(new).or_default().insert(name.to_owned());
         }
     }
 

@@ -7,7 +7,7 @@ use crate::wire::proto;
 use crate::worker::PollMode;
 use fairway_pmd::Queue;
 use fairway_pmd::af_xdp::{self, AfXdp, AfXdpConfig, AfXdpError, AfXdpQueue, BusyPoll};
-use fairway_pmd::steering::{LinkState, PortClass, Steering, SteeringError};
+use fairway_pmd::steering::{LinkState, PortClass, Protocol, Steering, SteeringError};
 use fairway_tables::{Change, Ip, NextHopKind, OpenError, Port, PortId, PortKind, Reader, Settings, View};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -144,15 +144,15 @@ impl Ports {
     fn steer(&mut self, settings: &Settings, pods: &[(IpAddr, u8)]) {
         let ports = [settings.vxlan_port, settings.second_vxlan.udp_port, settings.udp_tunnel_port];
         let ports: Vec<u16> = ports.into_iter().filter(|port| *port != 0).collect();
-        let ipip = settings.takes & Settings::TAKES_IPIP != 0;
-        let protocols: &[u8] = if ipip { &[proto::IPIP] } else { &[] };
-        let sources =
-            [settings.outside_ip, settings.outside_ip6].into_iter().filter(|ip| *ip != Ip::UNSPECIFIED);
+        let protocols = ip_in_ip(settings);
+        let addresses = [settings.node_ip, settings.node_ip6];
+        let addresses: Vec<IpAddr> = addresses.into_iter().filter(is_set).map(IpAddr::from).collect();
+        let sources = [settings.outside_ip, settings.outside_ip6].into_iter().filter(is_set);
         let sources: Vec<IpAddr> = sources.map(IpAddr::from).collect();
         let steered = self
             .steering
-            .set_node(&[settings.node_ip.into()], &ports)
-            .and_then(|()| self.steering.set_protocols(protocols))
+            .set_node(&addresses, &ports)
+            .and_then(|()| self.steering.set_protocols(&protocols))
             .and_then(|()| self.steering.set_pod_prefixes(pods))
             .and_then(|()| self.steering.set_snat(&sources, &(settings.snat_first..=settings.snat_last)));
         self.is_steered = steered.is_ok();
@@ -290,4 +290,21 @@ impl Ports {
             }
         }
     }
+}
+
+fn is_set(ip: &Ip) -> bool {
+    *ip != Ip::UNSPECIFIED
+}
+
+/// The protocols of IP in IP that uplinks take.
+fn ip_in_ip(settings: &Settings) -> Vec<Protocol> {
+    let all = [(true, true), (false, true), (true, false), (false, false)].into_iter();
+    let taken = all.filter(|(inner_is_v4, outer_is_v4)| {
+        settings.takes & Settings::takes_ip_in_ip(*inner_is_v4, *outer_is_v4) != 0
+    });
+    let protocol = |(inner_is_v4, outer_is_v4): (bool, bool)| Protocol {
+        number: if inner_is_v4 { proto::IPIP } else { proto::IPV6 },
+        over_ipv6: !outer_is_v4,
+    };
+    taken.map(protocol).collect()
 }

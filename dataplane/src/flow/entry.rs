@@ -33,7 +33,7 @@ pub trait Flow: Pod {
 pub struct Binding {
     /// The [`Freshness`](crate::Freshness) stamp under which the entry was compiled.
     pub stamp: u32,
-    /// [`Binding::NAT`], [`Binding::REPLY`], [`Binding::CLAMP_MSS`], at most one encapsulation; in the upper half the [`Dependency`].
+    /// [`Binding::NAT`], [`Binding::REPLY`], [`Binding::CLAMP_MSS`], at most one encapsulation, perhaps over IPv6; in the upper half the [`Dependency`].
     pub flags: u32,
     /// The connection in the connection table.
     pub conn: u32,
@@ -58,14 +58,16 @@ impl Binding {
     pub const VXLAN: u32 = 2;
     /// The flow is its connection's reply direction.
     pub const REPLY: u32 = 4;
-    /// Encapsulated in IPv4.
+    /// Encapsulated in IP.
     pub const IPIP: u32 = 8;
     /// Encapsulated in UDP without further header.
     pub const UDP_TUNNEL: u32 = 16;
     /// A SYN may announce no larger segments than the way takes.
     pub const CLAMP_MSS: u32 = 32;
-    /// All encapsulations.
-    pub const ENCAPSULATIONS: u32 = Self::VXLAN | Self::IPIP | Self::UDP_TUNNEL;
+    /// The outer header of the encapsulation is IPv6.
+    pub const OVER_IPV6: u32 = 64;
+    /// All that says how packets are encapsulated.
+    pub const ENCAPSULATIONS: u32 = Self::VXLAN | Self::IPIP | Self::UDP_TUNNEL | Self::OVER_IPV6;
     /// No connection stands behind the flow.
     pub const NO_CONNECTION: u32 = u32::MAX;
 
@@ -101,7 +103,8 @@ pub struct FlowKey {
     pub ports: u32,
     /// Protocol, ingress port, and a bit that is always set: zero is no key.
     meta: u32,
-    /// Outer source address of a packet from a tunnel, so that an entry vouches for the node it came from.
+    /// Of a packet from a tunnel the node it came from, for which the entry vouches: the outer IPv4 source address, or over
+    /// IPv6 the number of the node's [`Tunnel`](fairway_tables::View::tunnel_number).
     pub outer: u32,
 }
 
@@ -115,10 +118,12 @@ impl PartialEq for FlowKey {
 }
 
 impl FlowKey {
-    /// Ingress of packets that came through a tunnel, whatever the uplink.
+    /// Ingress of packets that came through a tunnel over IPv4, whatever the uplink.
     pub const TUNNEL: u16 = u16::MAX;
+    /// The same of tunnels over IPv6. No port has this number or a higher one.
+    pub const TUNNEL6: u16 = u16::MAX - 1;
 
-    /// A key from raw fields and an ingress port (or [`FlowKey::TUNNEL`]).
+    /// A key from raw fields and an ingress port (or [`FlowKey::TUNNEL`], [`FlowKey::TUNNEL6`]).
     #[inline(always)]
     pub fn new(src: u32, dst: u32, ports: u32, proto: u8, ingress: u16, outer: u32) -> FlowKey {
         FlowKey { src, dst, ports, meta: 1 << 31 | u32::from(ingress) << 8 | u32::from(proto), outer }
@@ -130,7 +135,7 @@ impl FlowKey {
         self.meta as u8
     }
 
-    /// The ingress port, or [`FlowKey::TUNNEL`].
+    /// The ingress port, [`FlowKey::TUNNEL`] or [`FlowKey::TUNNEL6`].
     #[inline]
     pub fn ingress(&self) -> u16 {
         (self.meta >> 8) as u16
@@ -139,7 +144,7 @@ impl FlowKey {
     /// Whether the packet came through a tunnel.
     #[inline]
     pub fn is_tunnelled(&self) -> bool {
-        self.ingress() == FlowKey::TUNNEL
+        self.ingress() >= FlowKey::TUNNEL6
     }
 
     /// Addresses, then the rest but the outer source.

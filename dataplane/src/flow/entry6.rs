@@ -16,12 +16,12 @@ pub struct FlowKey6 {
     pub ports: u32,
     /// Protocol, ingress port, and a bit that is always set: zero is no key.
     meta: u32,
-    /// Raw outer source address of a packet from a tunnel.
+    /// As in [`FlowKey`](super::FlowKey).
     pub outer: u32,
 }
 
 impl FlowKey6 {
-    /// A key from raw fields and an ingress port (or [`FlowKey::TUNNEL`](super::FlowKey::TUNNEL)).
+    /// A key from raw fields and what [`FlowKey`](super::FlowKey) has as its ingress.
     #[inline(always)]
     pub fn new(src: [u8; 16], dst: [u8; 16], ports: u32, proto: u8, ingress: u16, outer: u32) -> FlowKey6 {
         FlowKey6 { src, dst, ports, meta: 1 << 31 | u32::from(ingress) << 8 | u32::from(proto), outer }
@@ -33,7 +33,7 @@ impl FlowKey6 {
         self.meta as u8
     }
 
-    /// The ingress port, or [`FlowKey::TUNNEL`](super::FlowKey::TUNNEL).
+    /// As [`FlowKey::ingress`](super::FlowKey::ingress).
     #[inline]
     pub fn ingress(&self) -> u16 {
         (self.meta >> 8) as u16
@@ -42,7 +42,7 @@ impl FlowKey6 {
     /// Whether the packet came through a tunnel.
     #[inline]
     pub fn is_tunnelled(&self) -> bool {
-        self.ingress() == super::FlowKey::TUNNEL
+        self.ingress() >= super::FlowKey::TUNNEL6
     }
 }
 

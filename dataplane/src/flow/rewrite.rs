@@ -4,7 +4,8 @@
 use super::{Binding, FlowEntry, Template};
 use crate::parse::{Parsed, Part};
 use crate::wire::{
-    ETH_LEN, checksum, icmp, ipip, ipv4, proto, put_raw16, put_raw32, raw16, sctp, udp_tunnel, vxlan,
+    ETH_LEN, checksum, icmp, ipip, ipv4, over_ipv6, proto, put_raw16, put_raw32, raw16, sctp, udp_tunnel,
+    vxlan,
 };
 use fairway_pmd::Frame;
 use fairway_tables::DropReason;
@@ -74,10 +75,38 @@ pub(super) fn put_in_front(
         Binding::IPIP => put(frame, ipip::OVERHEAD, template, |header| {
             ipip::complete(header, ip_len, tos);
         }),
-        _ => put(frame, udp_tunnel::OVERHEAD, template, |header| {
+        Binding::UDP_TUNNEL => put(frame, udp_tunnel::OVERHEAD, template, |header| {
             udp_tunnel::complete(header, ip_len, tos, binding.entropy);
         }),
+        _ => put_over_ipv6(frame, template, encapsulation, tos, binding.entropy),
     }
+}
+
+/// As [`put`], for tunnels over IPv6. The frame ends with the packet.
+#[inline(never)]
+fn put_over_ipv6(
+    frame: &mut Frame,
+    template: &Template,
+    encapsulation: u32,
+    tos: u8,
+    entropy: u16,
+) -> Result<(), DropReason> {
+    let header_len = match encapsulation & !Binding::OVER_IPV6 {
+        Binding::VXLAN => over_ipv6::VXLAN_HEADER_LEN,
+        Binding::IPIP => over_ipv6::IP_HEADER_LEN,
+        _ => over_ipv6::UDP_HEADER_LEN,
+    };
+    if !frame.prepend(header_len - ETH_LEN) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let bytes = frame.bytes_mut();
+    bytes[..header_len].copy_from_slice(&template.0[..header_len]);
+    if header_len == over_ipv6::IP_HEADER_LEN {
+        over_ipv6::complete(bytes, tos, entropy);
+    } else {
+        over_ipv6::complete_udp(bytes, tos, entropy);
+    }
+    Ok(())
 }
 
 /// Puts the first `N` bytes of a template, completed, over the frame's front made `overhead` bytes longer.

@@ -2,43 +2,52 @@
 //! encapsulation. A worker has few templates (pods here, nodes there), so they stay in its L1 and L2 caches.
 
 use super::Binding;
-use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ipip, put16, udp_tunnel, vxlan};
+use crate::wire::over_ipv6::{self, Outer6};
+use crate::wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ipip, proto, put16, udp_tunnel, vxlan};
 use fairway_tables::{Ip, Mac, NextHopKind, PortId};
 use std::collections::HashMap;
 
 /// Index of a template.
 pub type TemplateId = u16;
 
-/// One cache line of header bytes: 64 for VXLAN, 42 for bare IP in UDP, 34 for IPv4 in IPv4, 14 for Ethernet alone.
+/// Length of a template: two cache lines, of which most take the first alone.
+const LEN: usize = 2 * vxlan::HEADER_LEN;
+
+/// Header bytes: 64 for VXLAN, 42 for bare IP in UDP, 34 for IP in IP, 20 more where the outer header is IPv6; 14 for
+/// Ethernet alone.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Template(pub [u8; vxlan::HEADER_LEN]);
+pub struct Template(pub [u8; LEN]);
 
 impl Template {
     /// An Ethernet header for IPv4.
     pub fn ethernet(dst: Mac, src: Mac) -> Template {
-        let mut bytes = [0; vxlan::HEADER_LEN];
+        let mut bytes = [0; LEN];
         bytes[..6].copy_from_slice(&dst.0);
         bytes[6..12].copy_from_slice(&src.0);
         put16(&mut bytes, ETH_LEN - 2, ETHERTYPE_IPV4);
         Template(bytes)
     }
 
-    /// The same for IPv6 packets; `encapsulation` is the flag of a flow entry, or 0. `None` if that carries no IPv6.
-    pub fn for_ipv6(mut self, encapsulation: u32) -> Option<Template> {
+    /// The same for IPv6 packets; `encapsulation` are the flags of a flow entry, or 0.
+    pub fn for_ipv6(mut self, encapsulation: u32) -> Template {
+        const VXLAN6: u32 = Binding::VXLAN | Binding::OVER_IPV6;
+        const IPIP6: u32 = Binding::IPIP | Binding::OVER_IPV6;
         match encapsulation {
             0 => put16(&mut self.0, ETH_LEN - 2, ETHERTYPE_IPV6),
             Binding::VXLAN => put16(&mut self.0, vxlan::HEADER_LEN - 2, ETHERTYPE_IPV6),
-            // The inner header itself says which it is.
-            Binding::UDP_TUNNEL => {}
-            _ => return None,
+            VXLAN6 => put16(&mut self.0, over_ipv6::INNER_ETHERTYPE, ETHERTYPE_IPV6),
+            Binding::IPIP => ipip::set_proto(&mut self.0, proto::IPV6),
+            IPIP6 => self.0[over_ipv6::NEXT_HEADER] = proto::IPV6,
+            // In bare UDP the inner header itself says which it is.
+            _ => {}
         }
-        Some(self)
+        self
     }
 
     /// VXLAN.
     pub fn vxlan(encap: &vxlan::Encap) -> Template {
-        Template(encap.template())
+        Template::padded(&encap.template())
     }
 
     /// IPv4 in IPv4.
@@ -51,8 +60,23 @@ impl Template {
         Template::padded(&udp_tunnel::template(outer, udp_port))
     }
 
+    /// VXLAN over IPv6.
+    pub fn vxlan_over_ipv6(outer: &Outer6, network: &over_ipv6::Vxlan) -> Template {
+        Template::padded(&outer.vxlan(network))
+    }
+
+    /// IPv4 in IPv6.
+    pub fn ip_in_ipv6(outer: &Outer6) -> Template {
+        Template::padded(&outer.ip_in_ip())
+    }
+
+    /// A bare IP packet in UDP over IPv6 to this port.
+    pub fn udp_over_ipv6(outer: &Outer6, udp_port: u16) -> Template {
+        Template::padded(&outer.udp(udp_port))
+    }
+
     fn padded(header: &[u8]) -> Template {
-        let mut bytes = [0; vxlan::HEADER_LEN];
+        let mut bytes = [0; LEN];
         bytes[..header.len()].copy_from_slice(header);
         Template(bytes)
     }

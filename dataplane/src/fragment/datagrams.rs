@@ -35,9 +35,9 @@ pub struct DatagramKey {
     pub dst: Ip,
     /// Identification.
     pub id: u32,
-    /// Raw outer source address, of a packet from a tunnel.
+    /// As in a [`FlowKey`].
     pub outer: u32,
-    /// Ingress port, or [`FlowKey::TUNNEL`].
+    /// As in a [`FlowKey`].
     pub ingress: u16,
     /// IPv4's protocol; IPv6 tells datagrams apart without.
     pub proto: u8,

@@ -101,7 +101,10 @@ fn reset(world: &mut World) {
     }
     let endpoint = Endpoint::new(addr::pod_port(1), addr::pod_mac(1));
     world.apply(Op::SetEndpoint(Ip::v4(addr::pod(1)), endpoint));
-    (0..3).for_each(|n| world.set_way(n, NextHopKind::Tunnel));
+    for n in 0..3 {
+        world.set_way_over(n, NextHopKind::Tunnel, true, true);
+        world.set_way_over(n, NextHopKind::Tunnel, false, n != 2);
+    }
     for (index, protocol) in [proto::TCP, proto::UDP].into_iter().enumerate() {
         let backends = [(addr::pod(1), 8080), (addr::remote_pod(0, 7), 8080), (addr::remote_pod(1, 7), 8080)];
         world.set_service([10, 96, 0, 10], 80, protocol, index as u32, &backends);
@@ -176,6 +179,11 @@ fn between(world: &mut World, step: u8, script: &mut Script<'_>) {
         }
         5 => world.set_service([10, 96, 0, 10], 80, proto::TCP, 0, &[(addr::remote_pod(step >> 7, 7), 8080)]),
         6 => world.set_way((step >> 4) % 3, WAYS[usize::from(step >> 6)]),
+        7 => {
+            let families = script.byte().unwrap_or(0);
+            let (inner_is_v4, outer_is_v4) = (families & 1 == 0, families & 2 == 0);
+            world.set_way_over((step >> 4) % 3, WAYS[usize::from(step >> 6)], inner_is_v4, outer_is_v4);
+        }
         _ => {}
     }
 }
@@ -309,9 +317,12 @@ fn part_of(mut frame: Vec<u8>, b: u8) -> Vec<u8> {
     parts.into_iter().nth(number).unwrap_or(frame)
 }
 
-/// What a node sends around a packet, in any encapsulation or none, at times with ECN marks.
+/// What a node sends around a packet, in any encapsulation or none and over either family, at times with ECN marks.
 fn from_node(mut inner: Vec<u8>, kind: u8, b: u8) -> Vec<u8> {
     let (node, outer) = (b % 4, addr::outer_from(b % 4));
+    if kind != 3 && b & 32 != 0 {
+        return over_ipv6(&inner, kind, b);
+    }
     let mut frame = match kind {
         0 => packet::encapsulate(&addr::encap_from(node), &inner, 50_000),
         1 => packet::into_ipip(&outer, &inner),
@@ -323,6 +334,24 @@ fn from_node(mut inner: Vec<u8>, kind: u8, b: u8) -> Vec<u8> {
     };
     if b & 4 != 0 {
         packet::set_tos(&mut frame, ETH_LEN, b >> 4);
+    }
+    frame
+}
+
+fn over_ipv6(inner: &[u8], kind: u8, b: u8) -> Vec<u8> {
+    let outer = addr::outer6_from(b % 4);
+    let mut frame = match kind {
+        0 => packet::into_vxlan6(&outer, &addr::vxlan6_from(b % 4), inner),
+        1 if b & 16 != 0 => packet::into_ipv6_with_limit(&outer, inner),
+        1 => packet::into_ipv6(&outer, inner),
+        _ => packet::into_udp6(&outer, addr::UDP_TUNNEL_PORT, inner),
+    };
+    if b & 4 != 0 {
+        packet::set_traffic_class(&mut frame, ETH_LEN, b >> 4);
+    }
+    if b & 192 == 192 {
+        let parts = packet6::fragments(&frame, 64, u32::from(b));
+        frame = parts.into_iter().nth(usize::from(b & 1)).unwrap_or(frame);
     }
     frame
 }

@@ -1,8 +1,8 @@
 //! Packets as bytes, with right checksums.
 
 use crate::wire::{
-    self, ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, TCP_LEN, UDP_LEN, checksum, icmp, ipip, ipv4, proto, put16,
-    udp_tunnel, vxlan,
+    self, ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, TCP_LEN, UDP_LEN, checksum, icmp, ipip, ipv4, over_ipv6,
+    proto, put16, udp_tunnel, vxlan,
 };
 use fairway_tables::Mac;
 
@@ -99,11 +99,63 @@ pub fn encapsulate(encap: &vxlan::Encap, inner: &[u8], entropy: u16) -> Vec<u8> 
     frame
 }
 
-/// Puts the IP packet of a frame into IPv4.
+/// Type of service or traffic class of the IP packet in a frame, of whatever family.
+fn tos(frame: &[u8]) -> u8 {
+    let [first, second] = [frame[ETH_LEN], frame[ETH_LEN + 1]];
+    if first >> 4 == 6 { first << 4 | second >> 4 } else { second }
+}
+
+/// Puts the IP packet of a frame, of either family, into IPv4.
 pub fn into_ipip(outer: &ipip::Outer, inner: &[u8]) -> Vec<u8> {
     let mut header = outer.template();
-    ipip::complete(&mut header, (inner.len() - ETH_LEN) as u16, inner[ETH_LEN + 1]);
+    if inner[ETH_LEN] >> 4 == 6 {
+        ipip::set_proto(&mut header, proto::IPV6);
+    }
+    ipip::complete(&mut header, (inner.len() - ETH_LEN) as u16, tos(inner));
     [&header, &inner[ETH_LEN..]].concat()
+}
+
+/// Puts the IP packet of a frame, of either family, into IPv6.
+pub fn into_ipv6(outer: &over_ipv6::Outer6, inner: &[u8]) -> Vec<u8> {
+    let mut frame = [&outer.ip_in_ip(), &inner[ETH_LEN..]].concat();
+    if inner[ETH_LEN] >> 4 == 6 {
+        frame[over_ipv6::NEXT_HEADER] = proto::IPV6;
+    }
+    over_ipv6::complete(&mut frame, tos(inner), 50_000);
+    frame
+}
+
+/// The same with an encapsulation limit in between, as Linux's ip6tnl sends it (RFC 2473 section 4.1.1).
+pub fn into_ipv6_with_limit(outer: &over_ipv6::Outer6, inner: &[u8]) -> Vec<u8> {
+    let mut frame = into_ipv6(outer, inner);
+    let next = std::mem::replace(&mut frame[over_ipv6::NEXT_HEADER], 60);
+    let at = over_ipv6::IP_HEADER_LEN;
+    frame.splice(at..at, [next, 0, 4, 1, 4, 1, 0, 0]);
+    let payload_len = (frame.len() - at) as u16;
+    put16(&mut frame, ETH_LEN + 4, payload_len);
+    frame
+}
+
+/// Encapsulates a whole inner frame of either family in VXLAN over IPv6.
+pub fn into_vxlan6(outer: &over_ipv6::Outer6, network: &over_ipv6::Vxlan, inner: &[u8]) -> Vec<u8> {
+    let mut frame = [&outer.vxlan(network), &inner[ETH_LEN..]].concat();
+    frame[over_ipv6::INNER_ETHERTYPE..over_ipv6::VXLAN_HEADER_LEN]
+        .copy_from_slice(&inner[ETH_LEN - 2..ETH_LEN]);
+    over_ipv6::complete_udp(&mut frame, tos(inner), 50_000);
+    frame
+}
+
+/// Puts the IP packet of a frame into UDP over IPv6 without further header.
+pub fn into_udp6(outer: &over_ipv6::Outer6, udp_port: u16, inner: &[u8]) -> Vec<u8> {
+    let mut frame = [&outer.udp(udp_port), &inner[ETH_LEN..]].concat();
+    over_ipv6::complete_udp(&mut frame, tos(inner), 50_000);
+    frame
+}
+
+/// Sets the traffic class of the IPv6 header that begins at `at` of a frame.
+pub fn set_traffic_class(frame: &mut [u8], at: usize, class: u8) {
+    frame[at] = 0x60 | class >> 4;
+    frame[at + 1] = frame[at + 1] & 0x0f | class << 4;
 }
 
 /// Puts the IP packet of a frame into UDP without further header.

@@ -5,6 +5,7 @@ use super::packet6::Headers6;
 use crate::affinity::Affinity;
 use crate::conntrack::{Conntrack, Timeouts};
 use crate::wire::ipip::Outer;
+use crate::wire::over_ipv6::{Outer6, Vxlan as Vxlan6};
 use crate::wire::vxlan::Encap;
 use crate::{Now, TxBatches, WorkerState, process};
 use fairway_pmd::{Burst, FrameCache, Umem, UmemConfig};
@@ -16,6 +17,13 @@ use fairway_tables::{
 
 /// Clients of services that are remembered.
 const AFFINITY_PLACES: usize = 1024;
+
+/// What the world's node takes from its uplink.
+const TAKES: u32 = Settings::TAKES_DIRECT
+    | Settings::TAKES_IPIP
+    | Settings::TAKES_IPV6_IN_IPV4
+    | Settings::TAKES_IPV4_IN_IPV6
+    | Settings::TAKES_IPV6_IN_IPV6;
 
 /// How large the world is.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +111,10 @@ pub mod addr {
 
     /// This node's VTEP.
     pub const VTEP: Mac = Mac([2, 0, 0, 0, 1, 1]);
+    /// This node's VTEP over IPv6.
+    pub const VTEP6: Mac = Mac([2, 0, 0, 0, 6, 0xff]);
+    /// The same in the second network.
+    pub const SECOND_VTEP6: Mac = Mac([2, 0, 0, 0, 7, 0xff]);
     /// VXLAN network identifier.
     pub const VNI: u32 = 4096;
     /// A second VXLAN network, in Flannel's layout.
@@ -132,13 +144,6 @@ pub mod addr {
         [192, 168, 77, 2 + n]
     }
 
-    /// IPv6 address of remote node `n` on the uplink.
-    pub fn node6(n: u8) -> [u8; 16] {
-        let mut ip = NODE6;
-        ip[15] = 2 + n;
-        ip
-    }
-
     /// Address of pod `host` on remote node `n`.
     pub fn remote_pod(n: u8, host: u8) -> [u8; 4] {
         [10, 245, n, host]
@@ -152,6 +157,28 @@ pub mod addr {
     /// VTEP of remote node `n`.
     pub fn node_vtep(n: u8) -> Mac {
         Mac([2, 0, 0, 0, 3, n])
+    }
+
+    /// IPv6 underlay address of remote node `n`.
+    pub fn node6(n: u8) -> [u8; 16] {
+        let mut ip = NODE6;
+        ip[15] = 2 + n;
+        ip
+    }
+
+    /// VTEP of remote node `n` over IPv6.
+    pub fn node_vtep6(n: u8) -> Mac {
+        Mac([2, 0, 0, 0, 6, n])
+    }
+
+    /// The underlay's headers from remote node `n` to this one over IPv6.
+    pub fn outer6_from(n: u8) -> Outer6 {
+        Outer6 { src_mac: node_mac(n), dst_mac: UPLINK_MAC, local: node6(n), remote: NODE6 }
+    }
+
+    /// The VXLAN network over IPv6, as remote node `n` sends in it.
+    pub fn vxlan6_from(n: u8) -> Vxlan6 {
+        Vxlan6 { udp_port: 4789, vni: VNI, inner_src_mac: node_vtep6(n), inner_dst_mac: VTEP6 }
     }
 
     /// Encapsulation from remote node `n` to this one.
@@ -229,6 +256,7 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
     let mut ops = vec![
         Op::SetSettings(Settings {
             node_ip: ip(addr::NODE),
+            node_ip6: Ip(addr::NODE6),
             gateway_ip: ip(addr::GATEWAY),
             router_ip: ip(addr::ROUTER),
             gateway_ip6: Ip(addr::GATEWAY6),
@@ -244,10 +272,12 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
             host: addr::HOST,
             gateway_mac: addr::GATEWAY_MAC,
             vtep_mac: addr::VTEP,
+            vtep_mac6: addr::VTEP6,
+            second_vtep_mac6: addr::SECOND_VTEP6,
             udp_tunnel_port: addr::UDP_TUNNEL_PORT,
             snat_first: addr::SNAT_PORTS.0,
             snat_last: addr::SNAT_PORTS.1,
-            takes: Settings::TAKES_IPIP | Settings::TAKES_DIRECT,
+            takes: TAKES,
             second_vxlan: addr::SECOND_VXLAN,
         }),
         Op::SetPort(addr::UPLINK, mac_port("uplink0", PortKind::Uplink, 1500, addr::UPLINK_MAC, Mac::ZERO)),
@@ -280,6 +310,7 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
         ops.push(Op::SetRoute(prefix6(addr::remote_pod6(n, 0), 64), hop));
         let tunnel = Tunnel {
             local: ip(addr::NODE),
+            node,
             next_hop: node,
             vni: addr::VNI,
             udp_port: 4789,
@@ -291,6 +322,17 @@ fn base_ops(config: &WorldConfig) -> Vec<Op> {
         };
         ops.push(Op::SetTunnel(node, tunnel));
         let key = NeighbourKey { ip: node, port: addr::UPLINK, reserved: 0 };
+        ops.push(Op::SetNeighbour(key, Neighbour { mac: addr::node_mac(n), reserved: 0 }));
+        let node6 = Ip(addr::node6(n));
+        let tunnel6 = Tunnel {
+            local: Ip(addr::NODE6),
+            next_hop: node6,
+            remote_mac: addr::node_vtep6(n),
+            local_mac: addr::VTEP6,
+            ..tunnel
+        };
+        ops.push(Op::SetTunnel(node6, tunnel6));
+        let key = NeighbourKey { ip: node6, port: addr::UPLINK, reserved: 0 };
         ops.push(Op::SetNeighbour(key, Neighbour { mac: addr::node_mac(n), reserved: 0 }));
     }
     ops
@@ -332,11 +374,21 @@ impl World {
         self.apply(Op::SetMasquerade(Box::new(record)));
     }
 
-    /// Changes how packets go to the pods of remote node `n`.
+    /// Changes how IPv4 packets go to the pods of remote node `n`.
     pub fn set_way(&mut self, n: u8, kind: NextHopKind) {
-        let prefix = Prefix::new(Ip::v4(addr::remote_pod(n, 0)), 24).expect("the length is valid");
+        self.set_way_over(n, kind, true, true);
+    }
+
+    /// The same for pods of either family, over either family.
+    pub fn set_way_over(&mut self, n: u8, kind: NextHopKind, inner_is_v4: bool, outer_is_v4: bool) {
+        let (inner, len) = match inner_is_v4 {
+            true => (Ip::v4(addr::remote_pod(n, 0)), 24),
+            false => (Ip(addr::remote_pod6(n, 0)), 64),
+        };
+        let node = if outer_is_v4 { Ip::v4(addr::node(n)) } else { Ip(addr::node6(n)) };
+        let prefix = Prefix::new(inner, len).expect("lengths are valid");
         let port = if kind == NextHopKind::Gateway { addr::UPLINK } else { PortId::NONE };
-        self.apply(Op::SetRoute(prefix, NextHop::new(kind, Ip::v4(addr::node(n)), port)));
+        self.apply(Op::SetRoute(prefix, NextHop::new(kind, node, port)));
     }
 
     /// Adds or replaces a service.

@@ -50,7 +50,7 @@ pub(crate) fn compile6(
     if bound.leaves.src.is_v4() || bound.leaves.dst.is_v4() {
         return Err(DropReason::NoRoute);
     }
-    let bytes = way.template.for_ipv6(way.encapsulation).ok_or(DropReason::NoRoute)?;
+    let bytes = way.template.for_ipv6(way.encapsulation);
     let template = template(worker, way, Family::V6, bytes)?;
     let new_ports = ports(bound, parsed.key.ports);
     let delta = checksum::delta(&parsed.key.src, &new_src)

@@ -43,7 +43,7 @@ pub(super) fn find_or_begin(
     let tuple = packet.tuple();
     if let Some(found) = worker.conntrack.lookup(&tuple) {
         // What another node left to this one is not left to a third.
-        let sent_on = found.via.is_some() && packet.outer().is_some();
+        let sent_on = found.via.is_some() && packet.is_tunnelled();
         let reused = opens(packet) && found.state.may_be_reused() || sent_on;
         if !reused && !lost_its_backend(tables, &found, &tuple, packet) && !lost_its_source(tables, &found) {
             return Ok(known(worker, tables, &found, tuple, packet, now));
@@ -155,7 +155,7 @@ fn begin(
 /// which keeps its own account of connections.
 fn is_for_the_host(tables: View<'_>, ingress: &Ingress, packet: &impl Parcel) -> bool {
     ingress.kind == PortKind::Uplink
-        && packet.outer().is_none()
+        && !packet.is_tunnelled()
         && snat::is_shared_with_the_host(&tables.settings(), packet.tuple().dst)
         && service::find(tables, &packet.tuple()).is_none()
 }

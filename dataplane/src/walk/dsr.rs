@@ -12,7 +12,7 @@ use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, Service, ServiceKey, 
 pub(super) fn find<'a>(tables: View<'a>, packet: &impl Parcel) -> Option<ServiceView<'a>> {
     let tuple = packet.tuple();
     service::find(tables, &tuple).or_else(|| {
-        let node = tables.tunnel(sender(packet)?)?;
+        let node = tables.tunnel(packet.sender(tables)?)?;
         let (its, own) = match tuple.dst.is_v4() {
             true => (node.node_ports, ServiceKey::NODE_PORTS),
             false => (node.node_ports6, ServiceKey::NODE_PORTS6),
@@ -20,11 +20,6 @@ pub(super) fn find<'a>(tables: View<'a>, packet: &impl Parcel) -> Option<Service
         let is_its = tuple.dst == its && its != Ip::UNSPECIFIED;
         is_its.then(|| tables.service(&ServiceKey::new(own, tuple.dport, tuple.proto)))?
     })
-}
-
-/// The node that a packet came from through a tunnel.
-fn sender(packet: &impl Parcel) -> Option<Ip> {
-    packet.outer().map(|outer| Ip::v4(outer.to_ne_bytes()))
 }
 
 /// Whether an address is of a client that may be answered straight from a backend's node: neither a pod nor a node.
@@ -69,9 +64,9 @@ pub(super) fn way_of_error(
     about: Option<&Tuple>,
 ) -> Result<Option<NextHop>, DropReason> {
     let via = about.and_then(|about| worker.conntrack.lookup(about)).and_then(|found| found.via);
-    match packet.outer() {
-        Some(_) if via.is_some() => Err(DropReason::NotForUs),
-        _ => Ok(via),
+    match via {
+        Some(_) if packet.is_tunnelled() => Err(DropReason::NotForUs),
+        via => Ok(via),
     }
 }
 

@@ -3,7 +3,8 @@
 use super::connection::Bound;
 use crate::flow::{Binding, Template, TemplateKey};
 use crate::parse::Ingress;
-use crate::wire::{ipip, udp_tunnel, vxlan};
+use crate::wire::over_ipv6::{self, Outer6};
+use crate::wire::{ETH_LEN, ipip, udp_tunnel, vxlan};
 use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, Port, PortId, PortKind, Settings, Tunnel, View};
 
 /// A resolved way out.
@@ -60,10 +61,10 @@ fn bound_uplink(tables: View<'_>, ingress: &Ingress, src: Ip) -> Option<PortId> 
 /// stack does, but for the node's addresses and link-local ones (RFC 3927), which are of this node alone.
 fn leaves_the_node(kind: NextHopKind, settings: &Settings, dst: Ip) -> bool {
     let link_local = dst.as_v4().is_some_and(|octets| octets[..2] == [169, 254]);
-    let Settings { node_ip, router_ip, router_ip6, outside_ip, outside_ip6, host_ip, host_ip6, .. } =
-        *settings;
-    let own = [node_ip, router_ip, router_ip6, outside_ip, outside_ip6, host_ip, host_ip6].contains(&dst)
-        || link_local;
+    let Settings { node_ip, node_ip6, router_ip, router_ip6, .. } = *settings;
+    let Settings { outside_ip, outside_ip6, host_ip, host_ip6, .. } = *settings;
+    let own = [node_ip, node_ip6, router_ip, router_ip6, outside_ip, outside_ip6, host_ip, host_ip6];
+    let own = own.contains(&dst) || link_local;
     kind == NextHopKind::Gateway || kind == NextHopKind::Host && !own
 }
 
@@ -87,17 +88,16 @@ fn tunnel(tables: View<'_>, settings: &Settings, node: Ip, kind: NextHopKind) ->
     let tunnel = tables.tunnel(node).ok_or(DropReason::NoTunnel)?;
     let port = open_port(tables, tunnel.port)?;
     let neighbour = tables.neighbour(tunnel.next_hop, tunnel.port).ok_or(DropReason::NoNeighbour)?;
-    let (Some(local), Some(remote)) = (tunnel.local.as_v4(), node.as_v4()) else {
-        return Err(DropReason::NoTunnel);
-    };
-    let outer = ipip::Outer { src_mac: port.mac, dst_mac: neighbour.mac, local, remote };
-    let (encapsulation, overhead, template) = match kind {
-        NextHopKind::Ipip => (Binding::IPIP, ipip::OVERHEAD, Template::ipip(&outer)),
-        NextHopKind::UdpTunnel => {
-            let template = Template::udp_tunnel(&outer, settings.udp_tunnel_port);
-            (Binding::UDP_TUNNEL, udp_tunnel::OVERHEAD, template)
+    let (src_mac, dst_mac, udp_port) = (port.mac, neighbour.mac, settings.udp_tunnel_port);
+    let (encapsulation, overhead, template) = match (tunnel.local.as_v4(), node.as_v4()) {
+        (Some(local), Some(remote)) => {
+            over_ipv4(&ipip::Outer { src_mac, dst_mac, local, remote }, &tunnel, kind, udp_port)
         }
-        _ => (Binding::VXLAN, vxlan::OVERHEAD, Template::vxlan(&vxlan_encap(&outer, &tunnel))),
+        (None, None) => {
+            let outer = Outer6 { src_mac, dst_mac, local: tunnel.local.0, remote: node.0 };
+            over_ipv6(&outer, &tunnel, kind, udp_port)
+        }
+        _ => return Err(DropReason::NoTunnel),
     };
     Ok(Way {
         port: tunnel.port,
@@ -106,6 +106,38 @@ fn tunnel(tables: View<'_>, settings: &Settings, node: Ip, kind: NextHopKind) ->
         template,
         encapsulation,
     })
+}
+
+/// The flag of a flow entry, the bytes added and what they are.
+type Encapsulation = (u32, usize, Template);
+
+fn over_ipv4(outer: &ipip::Outer, tunnel: &Tunnel, kind: NextHopKind, udp_port: u16) -> Encapsulation {
+    match kind {
+        NextHopKind::Ipip => (Binding::IPIP, ipip::OVERHEAD, Template::ipip(outer)),
+        NextHopKind::UdpTunnel => {
+            (Binding::UDP_TUNNEL, udp_tunnel::OVERHEAD, Template::udp_tunnel(outer, udp_port))
+        }
+        _ => (Binding::VXLAN, vxlan::OVERHEAD, Template::vxlan(&vxlan_encap(outer, tunnel))),
+    }
+}
+
+fn over_ipv6(outer: &Outer6, tunnel: &Tunnel, kind: NextHopKind, udp_port: u16) -> Encapsulation {
+    let (flag, header_len, template) = match kind {
+        NextHopKind::Ipip => (Binding::IPIP, over_ipv6::IP_HEADER_LEN, Template::ip_in_ipv6(outer)),
+        NextHopKind::UdpTunnel => {
+            (Binding::UDP_TUNNEL, over_ipv6::UDP_HEADER_LEN, Template::udp_over_ipv6(outer, udp_port))
+        }
+        _ => {
+            let network = over_ipv6::Vxlan {
+                udp_port: tunnel.udp_port,
+                vni: tunnel.vni,
+                inner_src_mac: tunnel.local_mac,
+                inner_dst_mac: tunnel.remote_mac,
+            };
+            (Binding::VXLAN, over_ipv6::VXLAN_HEADER_LEN, Template::vxlan_over_ipv6(outer, &network))
+        }
+    };
+    (flag | Binding::OVER_IPV6, header_len - ETH_LEN, template)
 }
 
 fn vxlan_encap(outer: &ipip::Outer, tunnel: &Tunnel) -> vxlan::Encap {

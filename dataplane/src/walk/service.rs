@@ -56,11 +56,11 @@ impl Client {
         match ingress.kind {
             PortKind::Pod => Client::Pod,
             PortKind::Uplink
-                if dsr && packet.outer().is_some() && dsr::is_foreign(tables, packet.tuple().src) =>
+                if dsr && packet.is_tunnelled() && dsr::is_foreign(tables, packet.tuple().src) =>
             {
                 Client::Delivered
             }
-            PortKind::Uplink if packet.outer().is_some() => Client::Pod,
+            PortKind::Uplink if packet.is_tunnelled() => Client::Pod,
             PortKind::Uplink => Client::Outside,
             // The kernel also forwards what others sent.
             PortKind::Host if is_of_this_node(tables, packet.tuple().src) => Client::Node,

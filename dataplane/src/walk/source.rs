@@ -25,14 +25,15 @@ pub(super) fn check(
     let honest = match ingress.kind {
         PortKind::Pod => tables.endpoint(src).is_some_and(|endpoint| endpoint.port == ingress.port),
         PortKind::Host => tables.endpoint(src).is_none(),
-        PortKind::Uplink => match packet.outer() {
-            Some(outer) => {
-                let node = Ip::v4(outer.to_ne_bytes());
-                if tables.tunnel(node).is_none() {
-                    return Err(DropReason::UnknownVtep);
-                }
+        PortKind::Uplink => match packet.sender(tables) {
+            Some(sender) => {
+                let tunnel = tables.tunnel(sender).ok_or(DropReason::UnknownVtep)?;
+                // By another family than this node sends to it, too.
+                let is_sender = |node: Ip| {
+                    node == sender || tables.tunnel(node).is_some_and(|other| other.node == tunnel.node)
+                };
                 let way_back =
-                    |hop: NextHop| hop.kind().is_some_and(NextHopKind::is_tunnel) && hop.addr == node;
+                    |hop: NextHop| hop.kind().is_some_and(NextHopKind::is_tunnel) && is_sender(hop.addr);
                 // Where several nodes lead to the source, each of them may have sent it.
                 let paths = tables.paths(src);
                 paths.is_some_and(|paths| paths.paths().iter().any(|path| way_back(path.next_hop)))
@@ -88,6 +89,7 @@ fn comes_directly(tables: View<'_>, ingress: &Ingress, src: Ip) -> bool {
         Some(NextHopKind::Gateway) => hop.port == ingress.port || is_for_some,
         Some(NextHopKind::Host) => ![
             settings.node_ip,
+            settings.node_ip6,
             settings.router_ip,
             settings.router_ip6,
             settings.outside_ip,

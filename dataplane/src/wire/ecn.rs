@@ -35,8 +35,8 @@ pub fn leaving(inner: u8, outer: u8) -> Result<u8, DropReason> {
     }
 }
 
-/// Carries the outer header's mark over to the inner IP header, of either family, which begins at `inner` of the frame,
-/// and takes it off the outer one. IPv4 checksums stay right, or as wrong as they were.
+/// Carries the outer header's mark over to the inner IP header, each of either family, which begins at `inner` of the
+/// frame, and takes it off the outer one. IPv4 checksums stay right, or as wrong as they were.
 ///
 /// # Errors
 /// [`DropReason::EcnLost`] as in [`leaving`]; [`DropReason::Truncated`] if there is no inner header.
@@ -44,18 +44,29 @@ pub fn carry_over(frame: &mut [u8], inner: usize) -> Result<(), DropReason> {
     if frame.len() < inner + ipv4::LEN {
         return Err(DropReason::Truncated);
     }
-    let outer_tos = frame[ETH_LEN + 1];
-    if frame[inner] >> 4 == 6 {
-        // The traffic class is spread over the first two bytes (RFC 8200 section 3).
-        let ecn = leaving(frame[inner + 1] >> 4, outer_tos)?;
-        frame[inner + 1] = frame[inner + 1] & !(MASK << 4) | ecn << 4;
-    } else {
-        let inner_tos = frame[inner + 1];
-        let ecn = leaving(inner_tos, outer_tos)?;
-        set_tos(frame, inner, inner_tos & !MASK | ecn);
-    }
-    set_tos(frame, ETH_LEN, outer_tos & !MASK);
+    let ecn = leaving(field(frame, inner), field(frame, ETH_LEN))?;
+    set_field(frame, inner, ecn);
+    set_field(frame, ETH_LEN, NOT_ECT);
     Ok(())
+}
+
+fn is_ipv6(frame: &[u8], header: usize) -> bool {
+    frame[header] >> 4 == 6
+}
+
+/// The ECN field of an IP header. In IPv6 the traffic class is spread over the first two bytes (RFC 8200 section 3).
+fn field(frame: &[u8], header: usize) -> u8 {
+    let byte = frame[header + 1];
+    if is_ipv6(frame, header) { byte >> 4 & MASK } else { byte & MASK }
+}
+
+fn set_field(frame: &mut [u8], header: usize, ecn: u8) {
+    let byte = frame[header + 1];
+    if is_ipv6(frame, header) {
+        frame[header + 1] = byte & !(MASK << 4) | ecn << 4;
+    } else {
+        set_tos(frame, header, byte & !MASK | ecn);
+    }
 }
 
 fn set_tos(frame: &mut [u8], header: usize, tos: u8) {
@@ -121,5 +132,19 @@ mod tests {
         frame[35] = 0x81;
         set_tos(&mut frame, ETH_LEN, CE);
         assert_eq!(carry_over(&mut frame, ETH_LEN + ipv4::LEN), Err(DropReason::EcnLost));
+    }
+
+    #[test]
+    fn a_mark_of_an_ipv6_header_moves_inwards_and_leaves_the_flow_label_alone() {
+        let mut frame = vec![0; ETH_LEN];
+        frame.extend([0x6b, 0xb1, 0x23, 0x45]);
+        frame.resize(ETH_LEN + 40, 0);
+        let mut inner = ipv4::outer_template([10, 0, 0, 1], [10, 0, 0, 2], 4);
+        ipv4::complete_outer(&mut inner, 0, 20, 0x28 | ECT0);
+        frame.extend(inner);
+        carry_over(&mut frame, ETH_LEN + 40).unwrap();
+        assert_eq!(frame[ETH_LEN..ETH_LEN + 4], [0x6b, 0x81, 0x23, 0x45]);
+        assert_eq!(frame[ETH_LEN + 41], 0x28 | CE);
+        assert!(ipv4::Header::parse(&frame[ETH_LEN + 40..]).is_ok());
     }
 }

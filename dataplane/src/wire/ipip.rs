@@ -1,7 +1,7 @@
-//! IPv4 in IPv4 (RFC 2003): an outer header and nothing between. Linux's `ipip` device and Calico's `tunl0` speak the
-//! same.
+//! IP in IPv4 (RFC 2003; with IPv6 inside RFC 4213): an outer header and nothing between. Linux's `ipip` and `sit` devices
+//! and Calico's `tunl0` speak the same.
 
-use super::{ETH_LEN, ETHERTYPE_IPV4, ipv4, proto, put16};
+use super::{ETH_LEN, ETHERTYPE_IPV4, checksum, ipv4, proto, put_raw16, put16, raw16};
 use fairway_tables::Mac;
 
 /// Bytes that encapsulation adds before the inner IP header.
@@ -39,6 +39,16 @@ impl Outer {
     }
 }
 
+/// Changes what the outer header of a template says of the packet inside.
+pub fn set_proto(template: &mut [u8], new: u8) {
+    const PROTO: usize = ETH_LEN + 9;
+    let old = std::mem::replace(&mut template[PROTO], new);
+    let word = |proto| u64::from(u16::from_ne_bytes([0, proto]));
+    let delta = checksum::fold(u64::from(!(word(old) as u16)) + word(new));
+    let sum = raw16(template, ETH_LEN + ipv4::CHECKSUM);
+    put_raw16(template, ETH_LEN + ipv4::CHECKSUM, checksum::update(sum, delta));
+}
+
 /// Completes a template copied to the front of a frame for an inner packet of `ip_len` bytes with this type of service.
 #[inline(always)]
 pub fn complete(frame: &mut [u8; HEADER_LEN], ip_len: u16, tos: u8) {
@@ -66,5 +76,21 @@ mod tests {
             0, 199,
         ];
         assert_eq!(frame, expected);
+    }
+
+    #[test]
+    fn with_ipv6_inside_the_header_says_so_and_stays_right() {
+        let outer = Outer {
+            src_mac: Mac([2; 6]),
+            dst_mac: Mac([4; 6]),
+            local: [192, 168, 0, 1],
+            remote: [192, 168, 0, 199],
+        };
+        let mut frame = outer.template();
+        set_proto(&mut frame, proto::IPV6);
+        complete(&mut frame, 84, 0x12);
+        let packet = [&frame[ETH_LEN..], &[0; 84]].concat();
+        let header = ipv4::Header::parse(&packet).unwrap();
+        assert_eq!((header.proto(), header.tos(), header.total_len()), (41, 0x12, 104));
     }
 }

@@ -112,6 +112,12 @@ impl<'a> Header<'a> {
         self.chain.fragment
     }
 
+    /// Traffic class: DSCP and ECN.
+    #[inline]
+    pub fn traffic_class(&self) -> u8 {
+        self.bytes[0] << 4 | self.bytes[1] >> 4
+    }
+
     /// Hop limit.
     #[inline]
     pub fn hop_limit(&self) -> u8 {

@@ -6,19 +6,37 @@ use aya::maps::lpm_trie::Key;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// An IP protocol that is a tunnel by itself, and the family of the header that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Protocol {
+    /// Its number, such as 4 for IPv4 inside.
+    pub number: u8,
+    /// Whether the outer header is IPv6.
+    pub over_ipv6: bool,
+}
+
+impl Protocol {
+    /// `OVER_IPV6` of the program.
+    const OVER_IPV6: u32 = 0x100;
+
+    fn key(self) -> u32 {
+        u32::from(self.number) | if self.over_ipv6 { Self::OVER_IPV6 } else { 0 }
+    }
+}
+
 impl Steering {
     /// Sets which IP protocols uplinks take that are addressed to this node (see [`Steering::set_node`]), such as 4 for
     /// IPv4 in IPv4. Replaces the previous setting by difference.
-    pub fn set_protocols(&mut self, protocols: &[u8]) -> Result<(), SteeringError> {
-        let wanted: BTreeSet<u8> = protocols.iter().copied().collect();
+    pub fn set_protocols(&mut self, protocols: &[Protocol]) -> Result<(), SteeringError> {
+        let wanted: BTreeSet<Protocol> = protocols.iter().copied().collect();
         self.check_room(wanted.len(), 0)?;
         let error = |error: aya::maps::MapError| SteeringError::map("fw_protocols", &error);
         for gone in self.bare.0.clone().difference(&wanted) {
-            self.protocols.remove(&u32::from(*gone)).map_err(error)?;
+            self.protocols.remove(&gone.key()).map_err(error)?;
             self.bare.0.remove(gone);
         }
         for new in wanted.difference(&self.bare.0.clone()) {
-            self.protocols.insert(u32::from(*new), 1, 0).map_err(error)?;
+            self.protocols.insert(new.key(), 1, 0).map_err(error)?;
             self.bare.0.insert(*new);
         }
         Ok(())

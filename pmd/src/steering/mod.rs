@@ -15,6 +15,7 @@ mod handover;
 mod link;
 mod snat;
 
+pub use bare::Protocol;
 pub use error::SteeringError;
 pub use frontends::Frontend;
 pub(crate) use frontends::sync_frontends;
@@ -131,7 +132,7 @@ pub struct Steering {
     /// What the address and port maps hold.
     node: (BTreeSet<IpAddr>, BTreeSet<u16>),
     /// What the map of protocols and that of prefixes hold.
-    bare: (BTreeSet<u8>, BTreeSet<(IpAddr, u8)>),
+    bare: (BTreeSet<Protocol>, BTreeSet<(IpAddr, u8)>),
     /// What the map of translated sources holds.
     snat_held: BTreeMap<IpAddr, [u16; 2]>,
 }

@@ -81,6 +81,8 @@ impl Model {
         }
         for (k, v) in &self.tunnels {
             assert_eq!(view.tunnel(*k), Some(*v));
+            let number = view.tunnel_number(*k).expect("a number for each tunnel");
+            assert_eq!(view.numbered_tunnel(number), Some((*k, *v)));
         }
         for (k, v) in &self.services {
             let service = view.service(k).expect("present");
@@ -187,7 +189,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(k, mac)| Op::SetNeighbour(k, Neighbour { mac, reserved: 0 })),
         2 => neighbour().prop_map(Op::DelNeighbour),
         3 => (small_ip(), any_ip(), any_mac()).prop_map(|(remote, next_hop, mac)| Op::SetTunnel(remote, Tunnel {
-            local: Ip::v4([192, 0, 2, 1]), next_hop, vni: 42, udp_port: 4789, port: PortId(0),
+            local: Ip::v4([192, 0, 2, 1]), node: remote, next_hop, vni: 42, udp_port: 4789, port: PortId(0),
             remote_mac: mac, local_mac: mac, node_ports: next_hop, node_ports6: Ip::UNSPECIFIED,
         })),
         2 => small_ip().prop_map(Op::DelTunnel),

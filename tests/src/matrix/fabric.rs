@@ -382,7 +382,7 @@ fn put_nodes_apart(testbed: &Testbed) -> Result<()> {
         let (ip6, number) = (ipv6_of(ip), ip.octets()[3]);
         let yaml = format!(
             "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  annotations:\n    \
-             projectcalico.org/IPv4Address: {ip}/32\nspec:\n  podCIDRs: [{cidr}, 'fd00:244:{number}::/64']\nstatus:\n  \
+             projectcalico.org/IPv4Address: {ip}/32\n    projectcalico.org/IPv6Address: '{ip6}/128'\nspec:\n  podCIDRs: [{cidr}, 'fd00:244:{number}::/64']\nstatus:\n  \
              addresses:\n  - {{type: InternalIP, address: {ip}}}\n  - {{type: InternalIP, address: '{ip6}'}}\n"
         );
         testbed.manifests().write(&format!("node-{name}"), &yaml)?;

@@ -1,6 +1,5 @@
 //! How packets are carried between nodes.
 
-use crate::dual_stack::Family;
 use std::net::IpAddr;
 
 /// A mode of the pool that all pods are in, or of the cloud's network that they are part of.
@@ -8,7 +7,7 @@ use std::net::IpAddr;
 pub enum Mode {
     /// VXLAN to all nodes.
     Vxlan,
-    /// IPv4 in IPv4 to all nodes.
+    /// IP in IP of the same family to all nodes.
     Ipip,
     /// No encapsulation.
     Direct,
@@ -61,25 +60,20 @@ impl Mode {
             Mode::Direct => ("Never", "Never"),
             Mode::CrossSubnet | Mode::BeyondSubnet => ("Never", "CrossSubnet"),
         };
-        // IPIP carries IPv4 only; beside it, VXLAN carries IPv6.
-        let (ipip6, vxlan6) = if self == Mode::Ipip { ("Never", "Always") } else { (ipip, vxlan) };
-        let pool = |name: &str, cidr: &str, ipip: &str, vxlan: &str| {
+        let pool = |name: &str, cidr: &str| {
             format!(
                 "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: {name}\nspec:\n  cidr: '{cidr}'\n  \
                  ipipMode: {ipip}\n  vxlanMode: {vxlan}\n  natOutgoing: true\n"
             )
         };
-        let four = pool("pods", "10.244.0.0/16", ipip, vxlan);
-        Some(format!("{four}---\n{}", pool("pods6", "fd00:244::/32", ipip6, vxlan6)))
+        Some(format!("{}---\n{}", pool("pods", "10.244.0.0/16"), pool("pods6", "fd00:244::/32")))
     }
 
     /// How a packet between pods is seen that leaves the first node by its uplink or comes to it.
-    pub(super) fn on_uplink(self, family: Family, nodes: (IpAddr, IpAddr), packet: &str) -> String {
+    pub(super) fn on_uplink(self, nodes: (IpAddr, IpAddr), packet: &str) -> String {
         match self {
-            Mode::Ipip if family.is_v4() => format!("uplink0 ipip {}>{}: {packet}", nodes.0, nodes.1),
-            Mode::Vxlan | Mode::BeyondSubnet | Mode::Ipip => {
-                format!("uplink0 vxlan {}>{}: {packet}", nodes.0, nodes.1)
-            }
+            Mode::Ipip => format!("uplink0 ipip {}>{}: {packet}", nodes.0, nodes.1),
+            Mode::Vxlan | Mode::BeyondSubnet => format!("uplink0 vxlan {}>{}: {packet}", nodes.0, nodes.1),
             Mode::Direct | Mode::CrossSubnet | Mode::SharedEni | Mode::ExclusiveEni => {
                 format!("uplink0 {packet}")
             }

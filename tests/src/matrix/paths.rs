@@ -171,10 +171,10 @@ impl Path {
             // Past the node.
             (Server::Far, Mode::ExclusiveEni) if by_eni => {}
             (Server::Far, mode) => {
-                // Tunnels run over IPv4.
-                let (near, far) = fabric.node_ips(Family::V4);
+                // Tunnels run over the pods' own family.
+                let (near, far) = fabric.node_ips(family);
                 let mut carried = |nodes: (IpAddr, IpAddr), packet: String| {
-                    sights.wires.insert(mode.on_uplink(family, nodes, &packet));
+                    sights.wires.insert(mode.on_uplink(nodes, &packet));
                 };
                 carried((near, far), format!("{source}>{server}"));
                 carried((far, near), format!("{server}>{source}"));

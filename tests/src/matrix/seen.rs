@@ -7,6 +7,8 @@ use std::net::IpAddr;
 const ETHERNET_LEN: usize = 14;
 const IPV6_LEN: usize = 40;
 const IPIP: u8 = 4;
+/// The same with IPv6 inside.
+const IPV6_IN_IP: u8 = 41;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const VXLAN_PORT: u16 = 4789;
@@ -46,7 +48,7 @@ fn describe(packet: &[u8]) -> Option<(Family, String)> {
     let outer = Header::parse(packet.get(ETHERNET_LEN..)?)?;
     let (around, inner) = match outer.protocol {
         TCP => return Some((outer.family, outer.addresses())),
-        IPIP => ("ipip", outer.payload),
+        IPIP | IPV6_IN_IP => ("ipip", outer.payload),
         UDP if outer.payload.get(2..4)? == VXLAN_PORT.to_be_bytes() => {
             ("vxlan", outer.payload.get(VXLAN_LEN..)?)
         }
@@ -96,6 +98,8 @@ mod tests {
             frame(ip(UDP, a, b, &vxlan(&inner))),
             frame(inner6.clone()),
             frame(ip(UDP, a, b, &vxlan(&inner6))),
+            frame(ip6(UDP, "fd00:77::1", "fd00:77::2", &vxlan(&inner6))),
+            frame(ip6(IPV6_IN_IP, "fd00:77::1", "fd00:77::2", &inner6)),
             frame(ip(UDP, a, b, &[0, 53, 0, 53, 0, 0, 0, 0])),
             frame(ip6(58, "fe80::1", "ff02::1", &[135, 0, 0, 0])),
             vec![0; 20],
@@ -104,7 +108,13 @@ mod tests {
         let outer = "192.168.77.1>192.168.77.2";
         let all = [plain.to_owned(), format!("ipip {outer}: {plain}"), format!("vxlan {outer}: {plain}")];
         assert_eq!(seen(&packets, Family::V4), BTreeSet::from(all));
-        let all = [plain6.to_owned(), format!("vxlan {outer}: {plain6}")];
+        let outer6 = "fd00:77::1>fd00:77::2";
+        let all = [
+            plain6.to_owned(),
+            format!("vxlan {outer}: {plain6}"),
+            format!("vxlan {outer6}: {plain6}"),
+            format!("ipip {outer6}: {plain6}"),
+        ];
         assert_eq!(seen(&packets, Family::V6), BTreeSet::from(all));
     }
 }

@@ -21,7 +21,7 @@ use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::{End, Ends};
 use fairway_control::names;
 use fairway_pmd::af_xdp::{AfXdp, AfXdpConfig, AfXdpQueue};
-use fairway_pmd::steering::{PortClass, Steering};
+use fairway_pmd::steering::{PortClass, Protocol, Steering};
 use fairway_pmd::{Umem, UmemConfig};
 use fairway_tables::{Ip, Mac};
 use fairway_tests::dual_stack::{add_address, allow_ipv6};
@@ -267,7 +267,7 @@ impl Ground {
             let mut steering = Steering::load()?;
             steering.attach(device, class)?;
             steering.set_node(&nodes, &[VXLAN_PORT])?;
-            steering.set_protocols(&[IPIP])?;
+            steering.set_protocols(&[Protocol { number: IPIP, over_ipv6: false }])?;
             steering.set_pod_prefixes(&bare)?;
             // A registration of its own: sockets of different namespaces share none.
             let mut queues = AfXdp::new(umem).open(device, 0, &config)?;

@@ -1,16 +1,19 @@
-//! The kernel's tunnel devices: one for each VXLAN network, one for IPIP. They are Fairway's by their names.
+//! The kernel's tunnel devices: one for each VXLAN network and family, one for IPIP. They are Fairway's by their names.
 
 use super::FallbackError;
 use super::state::{Device, Identity, State};
 use crate::index::FallbackPlan;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::sysctl::{forward_ipv6, loose_or_off, sysctl};
-use crate::names::{FALLBACK_FLANNEL_IF, FALLBACK_IPIP_IF, FALLBACK_VXLAN_IF};
+use crate::names::{
+    FALLBACK_FLANNEL_IF, FALLBACK_FLANNEL6_IF, FALLBACK_IPIP_IF, FALLBACK_VXLAN_IF, FALLBACK_VXLAN6_IF,
+};
 use fairway_tables::Mac;
 use std::collections::BTreeMap;
 
 /// The names of all.
-pub(super) const NAMES: [&str; 3] = [FALLBACK_VXLAN_IF, FALLBACK_FLANNEL_IF, FALLBACK_IPIP_IF];
+pub(super) const NAMES: [&str; 5] =
+    [FALLBACK_VXLAN_IF, FALLBACK_FLANNEL_IF, FALLBACK_VXLAN6_IF, FALLBACK_FLANNEL6_IF, FALLBACK_IPIP_IF];
 
 /// What a device should be, and its Ethernet address if it has one.
 type Wanted = (Identity, Option<Mac>);

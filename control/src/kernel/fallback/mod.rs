@@ -115,10 +115,14 @@ fn try_reconcile(plan: &FallbackPlan, mode: Mode, outcome: &mut Outcome) -> Resu
     Ok(())
 }
 
-/// The neighbour through which a way by VXLAN leads: the other node itself, or for IPv6, whose next hops are no IPv4
-/// addresses, the address that follows from its VTEP's.
+/// The neighbour through which a way by VXLAN leads, of the range's family: the other node itself, or where that is reached
+/// by IPv6 the first address of the range, which no pod has; for IPv6 the address that follows from the node's VTEP's.
 fn vxlan_neighbour(range: &Prefix, node: Ip, vtep_mac: Mac) -> Ip {
-    if range.addr().is_v4() { node } else { link_local(vtep_mac) }
+    match (range.addr().is_v4(), node.is_v4()) {
+        (true, true) => node,
+        (true, false) => range.addr(),
+        (false, _) => link_local(vtep_mac),
+    }
 }
 
 struct Work<'a> {

@@ -7,15 +7,13 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F
 use netlink_packet_route::link::{
     InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 /// Where the fallback's rule stands: after the kernel's own table (0), before all others.
 pub(super) const RULE_PRIORITY: u32 = 70;
@@ -91,8 +89,7 @@ impl Netlink {
     pub(super) fn set_fdb(&mut self, ifindex: u32, mac: Mac, node: Ip) -> Result<(), NetlinkError> {
         let mut message = fdb(ifindex, mac);
         message.header.state = NeighbourState::Permanent;
-        let octets = node.as_v4().unwrap_or_default();
-        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(octets.into())));
+        message.attributes.push(NeighbourAttribute::Destination(IpAddr::from(node).into()));
         let message = RouteNetlinkMessage::NewNeighbour(message);
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         self.request(|| format!("set FDB entry {mac} to {node}"), message, flags).map(drop)
@@ -114,7 +111,6 @@ fn fdb(ifindex: u32, mac: Mac) -> NeighbourMessage {
 }
 
 fn link_info(identity: Identity) -> Vec<LinkInfo> {
-    let local = |ip: Option<Ip>| ip.and_then(|ip| ip.as_v4()).map(Ipv4Addr::from);
     match identity {
         Identity::Vxlan { vni, port, local: ip } => {
             let mut data = vec![
@@ -124,13 +120,20 @@ fn link_info(identity: Identity) -> Vec<LinkInfo> {
                 // As the engine does; the inner packet has its own checksum (RFC 7348 section 5).
                 InfoVxlan::UDPCsum(false),
             ];
-            data.extend(local(ip).map(InfoVxlan::Local));
+            data.extend(ip.map(|ip| match IpAddr::from(ip) {
+                IpAddr::V4(ip) => InfoVxlan::Local(ip),
+                IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+            }));
+            if ip.is_some_and(|ip| !ip.is_v4()) {
+                // Others may send without a checksum; it sends one, as the engine does.
+                data.push(InfoVxlan::UDPZeroCsumRX(true));
+            }
             vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]
         }
         Identity::Ipip { local: ip } => {
             // As the engine's outer header; with DF, which goes with a TTL of its own.
             let mut data = vec![InfoIpTunnel::Ttl(64)];
-            data.extend(local(ip).map(|ip| InfoIpTunnel::Local(ip.into())));
+            data.extend(ip.map(|ip| InfoIpTunnel::Local(ip.into())));
             vec![LinkInfo::Kind(InfoKind::IpIp), LinkInfo::Data(InfoData::IpTunnel(data))]
         }
     }

@@ -62,7 +62,10 @@ impl Identity {
     /// Whether the kernel does not give a second device this identity beside one.
     pub(super) fn excludes(self, other: Identity) -> bool {
         match (self, other) {
-            (Identity::Vxlan { port, .. }, Identity::Vxlan { port: wanted, .. }) => port == wanted,
+            (Identity::Vxlan { port, local: of, .. }, Identity::Vxlan { port: wanted, local, .. }) => {
+                let is_v4 = |ip: Option<Ip>| ip.is_none_or(|ip| ip.is_v4());
+                port == wanted && is_v4(of) == is_v4(local)
+            }
             _ => self == other,
         }
     }
@@ -176,6 +179,7 @@ fn vxlan(attributes: &[InfoVxlan]) -> Option<Identity> {
             InfoVxlan::Id(id) => vni = Some(*id),
             InfoVxlan::Port(number) => port = Some(*number),
             InfoVxlan::Local(ip) => local = Some(Ip::from(*ip)),
+            InfoVxlan::Local6(ip) => local = Some(Ip::from(*ip)),
             _ => {}
         }
     }
@@ -246,9 +250,13 @@ fn fdb(message: &NeighbourMessage) -> Option<((u32, Mac), Ip)> {
         match attribute {
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(read::mac_of(bytes)),
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                node = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ip::v4);
+                node = match bytes.len() {
+                    16 => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(Ip),
+                    _ => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ip::v4),
+                };
             }
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => node = Some(Ip::from(*ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => node = Some(Ip::from(*ip)),
             _ => {}
         }
     }
