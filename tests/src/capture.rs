@@ -72,8 +72,8 @@ impl Capture {
     }
 }
 
-/// How many packets of pods a capture holds, by what they were put into: `vxlan 4096 on 4789`, `ipip`, `udp`,
-/// `direct` or `direct IPv6`. Others do not count.
+/// How many packets of pods a capture holds, by what they were put into: `vxlan 4096 on 4789`, `ipip`, `6in4`, `udp`,
+/// `direct` or `direct IPv6`, and `vxlan 4096 on 4789 over IPv6`, `4in6`, `6in6`, `udp over IPv6`. Others do not count.
 pub fn by_encapsulation(packets: &[Vec<u8>]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for packet in packets {
@@ -87,21 +87,43 @@ pub fn by_encapsulation(packets: &[Vec<u8>]) -> BTreeMap<String, usize> {
 fn encapsulation(packet: &[u8]) -> Option<String> {
     if packet.get(12..14)? == [0x86, 0xdd] {
         let is_pod = |at: usize| packet.get(at..at + 4) == Some(&[0xfd, 0, 2, 0x44]);
-        return (is_pod(22) && is_pod(38)).then(|| "direct IPv6".to_owned());
+        if is_pod(22) && is_pod(38) {
+            return Some("direct IPv6".to_owned());
+        }
+        // Linux's ip6tnl puts an encapsulation limit in between.
+        return match packet.get(20)? {
+            60 => over_ipv6(packet, *packet.get(54)?, 62),
+            next => over_ipv6(packet, *next, 54),
+        };
     }
     let is_pod = |at: usize| packet.get(at..at + 2) == Some(&[10, 244]);
     let later_fragment = *packet.get(20)? & 0x1f != 0 || *packet.get(21)? != 0;
     match *packet.get(23)? {
         _ if is_pod(26) && is_pod(30) => Some("direct".to_owned()),
         4 => Some("ipip".to_owned()),
-        17 if !later_fragment => match u16::from_be_bytes([*packet.get(36)?, *packet.get(37)?]) {
-            8285 => Some("udp".to_owned()),
-            port @ (4789 | 8472) => {
-                let vni = u32::from_be_bytes([0, *packet.get(46)?, *packet.get(47)?, *packet.get(48)?]);
-                Some(format!("vxlan {vni} on {port}"))
-            }
-            _ => None,
-        },
+        41 => Some("6in4".to_owned()),
+        17 if !later_fragment => in_udp(packet, 34),
+        _ => None,
+    }
+}
+
+fn over_ipv6(packet: &[u8], next: u8, at: usize) -> Option<String> {
+    match next {
+        4 => Some("4in6".to_owned()),
+        41 => Some("6in6".to_owned()),
+        17 => in_udp(packet, at).map(|kind| kind + " over IPv6"),
+        _ => None,
+    }
+}
+
+fn in_udp(packet: &[u8], at: usize) -> Option<String> {
+    let udp = packet.get(at..)?;
+    match u16::from_be_bytes([*udp.get(2)?, *udp.get(3)?]) {
+        8285 => Some("udp".to_owned()),
+        port @ (4789 | 8472) => {
+            let vni = u32::from_be_bytes([0, *udp.get(12)?, *udp.get(13)?, *udp.get(14)?]);
+            Some(format!("vxlan {vni} on {port}"))
+        }
         _ => None,
     }
 }

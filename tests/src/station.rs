@@ -7,6 +7,7 @@ use crate::programs::{bin_dir, program};
 use crate::testbed::{POD_PORT, Testbed};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const VXLAN_IF: &str = "vxlan0";
@@ -74,26 +75,29 @@ impl Station {
 
     /// Starts the server that pods run, and waits until it listens on [`POD_PORT`] of the pod's address.
     pub fn start_server(&mut self) -> Result<()> {
-        self.serve(&self.pod_ip.to_string())
+        self.server = Some(self.start_server_at(&format!("{}:{POD_PORT}", self.pod_ip))?);
+        Ok(())
     }
 
     /// The same with the server at all of the station's addresses, of both families.
     pub fn serve_at_all_addresses(&mut self) -> Result<()> {
-        self.serve("[::]")
+        self.server = Some(self.start_server_at(&format!("[::]:{POD_PORT}"))?);
+        Ok(())
     }
 
-    fn serve(&mut self, at: &str) -> Result<()> {
+    /// The same at another address and port, for as long as what is returned lives.
+    pub fn start_server_at(&self, listen: &str) -> Result<Process> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mut command = self.netns.command(program(&bin_dir()?, "fairway-pod")?);
-        let listen = format!("{at}:{POD_PORT}");
-        command.args(["serve", "--listen", &listen, "--name", "station"]);
-        let log = self.dir.join(format!("server-{}.log", self.netns.name()));
+        command.args(["serve", "--listen", listen, "--name", "station"]);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let log = self.dir.join(format!("server-{}-{number}.log", self.netns.name()));
         let mut server = Process::spawn("server on the station", command, &log, true)?;
-        let ready = wait_for("the station's server listens", Duration::from_secs(10), || {
+        wait_for("the station's server listens", Duration::from_secs(10), || {
             server.expect_alive()?;
             Ok(if server.log().contains("listening") { Ok(()) } else { Err("no word yet".to_owned()) })
-        });
-        self.server = Some(server);
-        ready
+        })?;
+        Ok(server)
     }
 
     /// Makes the kernel's VXLAN device with the routes, neighbours and forwarding entries that Calico and Flannel

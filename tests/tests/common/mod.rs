@@ -8,6 +8,7 @@ pub(crate) mod carrier;
 pub(crate) mod dual_stack;
 pub(crate) mod load;
 pub(crate) mod pools;
+pub(crate) mod underlay6;
 pub(crate) mod ways;
 
 use fairway_tests::engines;

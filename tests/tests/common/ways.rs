@@ -40,20 +40,24 @@ pub(crate) fn wait_for_way(
 
 /// From a namespace to a pod's server: a download, byte-exact, and echoes of datagrams small and large.
 pub(crate) fn exercise(cluster: &Cluster, what: &str, from: &Netns, server: Ipv4Addr) {
-    let url = format!("http://{server}:{POD_PORT}/bytes/{DOWNLOAD_BYTES}");
+    exercise_at(cluster, what, from, &format!("{server}:{POD_PORT}"));
+}
+
+/// The same with the server's address and port, of either family.
+pub(crate) fn exercise_at(cluster: &Cluster, what: &str, from: &Netns, target: &str) {
+    let url = format!("http://{target}/bytes/{DOWNLOAD_BYTES}");
     let args = ["get", url.as_str(), "--verify-bytes", "--timeout-ms", "60000"];
     let summary: Summary = cluster
         .testbed
         .client(from, &args, Duration::from_secs(90))
         .unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((&summary.errors, summary.byte_exact), (&Vec::new(), Some(true)), "{what}");
-    let target = format!("{server}:{POD_PORT}");
     for size_bytes in ["1", "1472", "65000"] {
         // A sender on a wire with a larger MTU than the pod's learns that from its first datagram's loss (RFC 1191).
-        let learn = ["udp-ping", &target, "--size-bytes", size_bytes, "--timeout-ms", "1000"];
+        let learn = ["udp-ping", target, "--size-bytes", size_bytes, "--timeout-ms", "1000"];
         let learnt: Result<UdpSummary, _> = cluster.testbed.client(from, &learn, Duration::from_secs(30));
         assert!(learnt.is_ok(), "{what}: {learnt:?}");
-        let args = ["udp-ping", &target, "--count", "5", "--size-bytes", size_bytes, "--timeout-ms", "3000"];
+        let args = ["udp-ping", target, "--count", "5", "--size-bytes", size_bytes, "--timeout-ms", "3000"];
         let echoes: UdpSummary = cluster
             .testbed
             .client(from, &args, Duration::from_secs(60))
