@@ -1,12 +1,14 @@
 //! A Linux kernel of its own in QEMU, as a node with the tunnels that few test machines' kernels have: `tunl0` (RFC 2003),
-//! with the address and routes that Calico gives it. The pod behind it is a [`Station`], which it forwards for:
+//! with the address and routes that Calico gives it, `sit0` (RFC 4213), and an `ip6tnl` device for both families (RFC 2473).
+//! The pod behind it is a [`Station`], which it forwards for:
 //!
 //! ```text
-//!  switch ──eth0── guest (tunl0) ──eth1── bridge in the switch's namespace ──eth0── station
+//!  switch ──eth0── guest (tunl0, sit0 or ip6tnl) ──eth1── bridge in the switch's namespace ──eth0── station
 //! ```
-//! The kernel is Debian's, fetched by `scripts/guest-kernel`; all else in the guest is busybox and the script below. It needs
-//! no KVM: emulated it boots within some seconds.
+//! The kernel is Debian's, fetched by `scripts/guest-kernel`; all else in the guest is busybox, this machine's `ip`, and the
+//! script below. It needs no KVM: emulated it boots within some seconds.
 
+use crate::dual_stack::allow_ipv6;
 use crate::error::{Error, Result};
 use crate::netns::Netns;
 use crate::process::{self, Process, wait_for};
@@ -48,16 +50,32 @@ const MACHINE: [&str; 16] = [
     "console=ttyS0 quiet panic=-1",
 ];
 /// Modules in an order in which each finds what it needs.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 9] = [
     "net/core/failover",
     "drivers/net/net_failover",
     "drivers/net/virtio_net",
     "net/ipv4/tunnel4",
     "net/ipv4/ip_tunnel",
     "net/ipv4/ipip",
+    "net/ipv6/sit",
+    "net/ipv6/tunnel6",
+    "net/ipv6/ip6_tunnel",
 ];
 const READY: &str = "guest is ready";
+/// Where the guest has this machine's `ip`.
+const REAL_IP_DIR: &str = "/iproute2";
 const POD_BRIDGE: &str = "br-guest";
+
+/// By which tunnels the guest reaches pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tunnels {
+    /// IPv4 in IPv4.
+    Ipip,
+    /// Both families in IPv4.
+    OverIpv4,
+    /// Both families in IPv6, between fd00:77::`number` and fd00:77::1.
+    OverIpv6,
+}
 
 /// A guest that runs. Dropping it ends it.
 #[derive(Debug)]
@@ -82,18 +100,27 @@ impl Guest {
         Ok(PathBuf::from(folder.trim()))
     }
 
-    /// Boots `kernel` as the node of `station`, with tunnels to the pods of `peers`, and waits until it forwards.
-    pub fn boot(kernel: &Path, testbed: &Testbed, station: &Station, peers: &[Peer]) -> Result<Guest> {
+    /// Boots `kernel` as the node of `station`, with tunnels to the pods of `peer`, and waits until it forwards.
+    pub fn boot(
+        kernel: &Path,
+        testbed: &Testbed,
+        station: &Station,
+        peer: &Peer,
+        tunnels: Tunnels,
+    ) -> Result<Guest> {
         let switch = testbed.switch()?;
         let number = station.ip().octets()[3];
         // Named as the switch names its end of other wires.
         let taps = [switch_port(station.ip()), format!("pod{number}")];
         join_station(switch, station)?;
+        if tunnels != Tunnels::Ipip {
+            give_ipv6(station)?;
+        }
         for (tap, bridge) in taps.iter().zip([UPLINK_BRIDGE, POD_BRIDGE]) {
             switch.ip(["tuntap", "add", "dev", tap, "mode", "tap"])?;
             switch.ip(["link", "set", tap, "master", bridge, "up"])?;
         }
-        let initramfs = pack(kernel, &testbed.dir().join("guest"), &init(station, peers))?;
+        let initramfs = pack(kernel, &testbed.dir().join("guest"), &init(station, peer, tunnels))?;
         let vmlinuz = find(&kernel.join("boot"), "vmlinuz-")?;
         let mut attempt = 1;
         loop {
@@ -139,8 +166,22 @@ fn join_station(switch: &Netns, station: &Station) -> Result<()> {
     netns.ip(["route", "add", "default", "via", &gateway, "dev", "eth0", "src", &source]).map(drop)
 }
 
+/// The guest's IPv6 address towards its pod, and the pod's.
+fn pods6(station: &Station) -> (String, String) {
+    let [_, _, number, pod] = station.pod_ip().octets();
+    (format!("fd00:244:{number}::1"), format!("fd00:244:{number}::{pod}"))
+}
+
+fn give_ipv6(station: &Station) -> Result<()> {
+    let (netns, (gateway, pod)) = (station.netns(), pods6(station));
+    allow_ipv6(netns, &["lo", "eth0"])?;
+    netns.ip(["addr", "add", &format!("{pod}/128"), "dev", "eth0", "nodad"])?;
+    netns.ip(["route", "add", &gateway, "dev", "eth0"])?;
+    netns.ip(["route", "add", "default", "via", &gateway, "dev", "eth0"]).map(drop)
+}
+
 /// The first program that the guest's kernel runs.
-fn init(station: &Station, peers: &[Peer]) -> String {
+fn init(station: &Station, peer: &Peer, tunnels: Tunnels) -> String {
     let (ip, gateway, pod) = (station.ip(), gateway(station), station.pod_ip());
     let mut script = format!(
         "#!/bin/busybox sh\n\
@@ -152,14 +193,50 @@ fn init(station: &Station, peers: &[Peer]) -> String {
          ip link set lo up\n\
          ip addr add {ip}/24 dev eth0 && ip link set eth0 up\n\
          ip addr add {gateway}/32 dev eth1 && ip link set eth1 up && ip route add {pod}/32 dev eth1\n\
-         ip link set tunl0 up && ip addr add {gateway}/32 dev tunl0\n\
          echo 1 > /proc/sys/net/ipv4/ip_forward\n"
     );
-    for peer in peers {
-        let _ = writeln!(script, "ip route add {} via {} dev tunl0 onlink", peer.pod_cidr, peer.ip);
+    if tunnels != Tunnels::OverIpv6 {
+        let _ = write!(
+            script,
+            "ip link set tunl0 up && ip addr add {gateway}/32 dev tunl0\n\
+             ip route add {} via {} dev tunl0 onlink\n",
+            peer.pod_cidr, peer.ip
+        );
     }
-    let _ = writeln!(script, "ip addr; ip route; echo {READY}\nwhile :; do sleep 1000; done");
+    if tunnels != Tunnels::Ipip {
+        script += &init6(station, peer, tunnels);
+    }
+    let _ = writeln!(script, "ip addr; ip route; ip -6 route; echo {READY}\nwhile :; do sleep 1000; done");
     script
+}
+
+/// The part of it that has to do with IPv6. Busybox knows no ip6tnl.
+fn init6(station: &Station, peer: &Peer, tunnels: Tunnels) -> String {
+    let (number, peer_number) = (station.ip().octets()[3], peer.ip.octets()[3]);
+    let (gateway, _) = pods6(station);
+    let range = format!("fd00:244:{peer_number}::/64");
+    let common = format!(
+        "export PATH={REAL_IP_DIR}:/bin\n\
+         echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad\n\
+         echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n\
+         ip addr add {gateway}/64 dev eth1 nodad\n"
+    );
+    common
+        + &match tunnels {
+            Tunnels::OverIpv6 => format!(
+                "ip addr add fd00:77::{number}/64 dev eth0 nodad\n\
+                 ip link add both type ip6tnl mode any local fd00:77::{number} remote fd00:77::{peer_number} dev eth0\n\
+                 ip link set both up && ip addr add {v4_gateway}/32 dev both && ip addr add {gateway}/128 dev both nodad\n\
+                 ip route add {} dev both && ip -6 route add {range} dev both\n",
+                peer.pod_cidr,
+                v4_gateway = self::gateway(station),
+            ),
+            _ => format!(
+                "ip link set sit0 up && ip addr add {gateway}/128 dev sit0 nodad\n\
+                 ip -6 route add {range} via ::{} dev sit0\n",
+                peer.ip
+            ),
+        }
 }
 
 /// Packs the guest's files into an initramfs; returns its path.
@@ -179,6 +256,7 @@ fn pack(kernel: &Path, dir: &Path, init: &str) -> Result<PathBuf> {
     };
     write("init", init.as_bytes())?;
     write("bin/busybox", &std::fs::read(BUSYBOX).map_err(Error::io(format!("read {BUSYBOX}")))?)?;
+    copy_ip(&root, dir)?;
     let modules = find(&kernel.join("lib/modules"), "")?.join("kernel");
     for (index, module) in MODULES.iter().enumerate() {
         let packed = modules.join(format!("{module}.ko.xz"));
@@ -188,6 +266,17 @@ fn pack(kernel: &Path, dir: &Path, init: &str) -> Result<PathBuf> {
     }
     shell(&root, &format!("find . | {BUSYBOX} cpio -o -H newc > ../initramfs"))?;
     Ok(dir.join("initramfs"))
+}
+
+/// Copies this machine's `ip` with the libraries that it needs.
+fn copy_ip(root: &Path, dir: &Path) -> Result<()> {
+    let to = root.display();
+    let line = format!(
+        "ip=$(readlink -f \"$(command -v ip)\") && mkdir -p {to}{REAL_IP_DIR} && cp \"$ip\" {to}{REAL_IP_DIR}/ip && \
+         ldd \"$ip\" | grep -o '/[^ ]*' | while read -r library; do \
+         mkdir -p \"{to}$(dirname \"$library\")\" && cp -L \"$library\" \"{to}$library\" || exit 1; done"
+    );
+    shell(dir, &line)
 }
 
 fn make_executable(path: &Path) -> Result<()> {
