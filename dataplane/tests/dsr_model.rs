@@ -224,6 +224,8 @@ impl Run {
                     self.known[node][front].clone_from(backends);
                     self.publish(front, node);
                 }
+                // A flow whose connection is bound anew asks after it every four seconds; replies do not ask the service.
+                self.worlds.iter_mut().for_each(|world| world.now.seconds += 4);
             }
             Change::Move { nth } => {
                 if self.live.is_empty() {
