@@ -149,7 +149,7 @@ fn made() -> (tempfile::TempDir, std::path::PathBuf) {
 fn a_file_of_another_kind_version_or_layout_is_refused() {
     let (dir, tables) = made();
     write_word(&tables, 8, 99);
-    assert!(matches!(refused(dir.path()), OpenError::AbiVersion { found: 99, expected: 3, .. }));
+    assert!(matches!(refused(dir.path()), OpenError::AbiVersion { found: 99, expected: 4, .. }));
     let (dir, tables) = made();
     write_word(&tables, 16, 99);
     assert!(matches!(refused(dir.path()), OpenError::Layout { found: 99, .. }));

@@ -170,7 +170,7 @@ fn read_until_stopped(reader: &mut Reader) -> (u64, u64) {
             }
             if let Some(service) = view.service(&ServiceKey::new(remote(i), 80, 6)) {
                 let Service { id: round, flags, affinity_timeout_s } = service.service();
-                assert_eq!((flags, affinity_timeout_s), (round & !Service::MAGLEV, round));
+                assert_eq!((flags, affinity_timeout_s), (round & !(Service::MAGLEV | Service::DSR), round));
                 assert_eq!(service.cluster().len(), backend_count(round, i));
                 for backend in service.backends() {
                     assert_eq!((stamp(backend.ip, i), backend.port), (round, round as u16));

@@ -57,11 +57,17 @@ impl Mode {
         Some(pool.to_string())
     }
 
-    /// Whether a frame on the wire is of the tunnel that such packets take.
-    fn is_tunnel(self, frame: &[u8], is_v4: bool) -> bool {
-        let (protocol, port) = (frame[23], u16::from_be_bytes([frame[36], frame[37]]));
-        frame[12..14] == [8, 0]
-            && if self == Mode::Ipip && is_v4 { protocol == 4 } else { protocol == 17 && port == 4789 }
+    /// Where the packet inside begins, if a frame on the wire is of the tunnel that such packets take: over their own family,
+    /// of which both nodes have addresses.
+    fn inside(self, frame: &[u8], is_v4: bool) -> Option<usize> {
+        let (ethertype, protocol_at, l4) = if is_v4 { ([8, 0], 23, 34) } else { ([0x86, 0xdd], 20, 54) };
+        let protocol = *frame.get(protocol_at)?;
+        let port = u16::from_be_bytes([*frame.get(l4 + 2)?, *frame.get(l4 + 3)?]);
+        let (is_tunnel, inner) = match self {
+            Mode::Ipip => (protocol == if is_v4 { 4 } else { 41 }, l4),
+            _ => (protocol == 17 && port == 4789, l4 + 30),
+        };
+        (frame.get(12..14)? == ethertype && is_tunnel).then_some(inner)
     }
 }
 
@@ -256,7 +262,7 @@ fn addresses(frame: &[u8], at: usize) -> Option<[SocketAddr; 2]> {
 
 /// What is inside a tunnel's frame.
 fn inside(mode: Mode, frame: &[u8], is_v4: bool) -> Option<[SocketAddr; 2]> {
-    mode.is_tunnel(frame, is_v4).then(|| addresses(frame, if frame[23] == 4 { 34 } else { 64 }))?
+    addresses(frame, mode.inside(frame, is_v4)?)
 }
 
 /// Requests go through node-1 as they are, answers come from node-2 alone.
@@ -272,7 +278,7 @@ fn check_ways(mode: Mode, wires: &[Vec<Vec<u8>>; 2]) {
         let tunnelled = |frame: &[u8]| inside(mode, frame, is_v4).is_some_and(is_request);
         let answer = |frame: &[u8]| addresses(frame, 14).is_some_and(is_answer);
         let answer_inside =
-            |frame: &[u8]| [34, 64].into_iter().any(|at| addresses(frame, at).is_some_and(is_answer));
+            |frame: &[u8]| [34, 54, 64, 84].into_iter().any(|at| addresses(frame, at).is_some_and(is_answer));
         let [first, second] = wires;
         let (asked, passed_on) =
             (count(first, &|f| addresses(f, 14).is_some_and(is_request)), count(second, &tunnelled));

@@ -214,6 +214,8 @@ fn nth6(first: [u8; 16], n: u32) -> Ip {
 fn keep(mut world: World, tables: &TableSizes, orders: &Orders) -> (World, [u64; 2]) {
     let (mut services, mut routes) = (Pace::new(tables.changes_per_s), Pace::new(tables.route_changes_per_s));
     while !orders.stopped() {
+        // The world's own reader reads nothing; the writer must not wait for it.
+        world.reader.quiescent();
         for change in services.due(orders) {
             let (service, more) = ((change / 2) as u32 % tables.services, change.is_multiple_of(2));
             set_service(&mut world, service, tables.backends + u32::from(more));
