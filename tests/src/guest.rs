@@ -210,13 +210,13 @@ fn init(station: &Station, peer: &Peer, tunnels: Tunnels) -> String {
     script
 }
 
-/// The part of it that has to do with IPv6. Busybox knows no ip6tnl.
+/// The part of it that has to do with IPv6. Busybox's own `ip` knows no ip6tnl, and goes before any in the PATH.
 fn init6(station: &Station, peer: &Peer, tunnels: Tunnels) -> String {
     let (number, peer_number) = (station.ip().octets()[3], peer.ip.octets()[3]);
     let (gateway, _) = pods6(station);
     let range = format!("fd00:244:{peer_number}::/64");
     let common = format!(
-        "export PATH={REAL_IP_DIR}:/bin\n\
+        "ip() {{ {REAL_IP_DIR}/ip \"$@\"; }}\n\
          echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad\n\
          echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n\
          ip addr add {gateway}/64 dev eth1 nodad\n"
