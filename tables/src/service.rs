@@ -74,6 +74,7 @@ impl Targets {
             [(&self.cluster, value.cluster(), cluster), (&self.local, value.local(), local)]
         {
             let Some(table) = set.table else { continue };
+            let before = || before.and_then(|before| Some((before.iter().collect(), before.maglev_table()?)));
             for (word, places) in tables.of(list, before).chunks(4).enumerate() {
                 let word_of = |word: u64, place: &u16| word << 16 | u64::from(*place);
                 let packed = places.iter().rev().fold(0, word_of);

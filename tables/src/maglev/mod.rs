@@ -13,7 +13,6 @@ mod order;
 mod update;
 
 use crate::record::Backend;
-use crate::service::BackendSet;
 pub(crate) use order::SIZE;
 use order::{Order, shares};
 use std::collections::VecDeque;
@@ -59,15 +58,16 @@ impl<'a> Tables<'a> {
     /// Lists that one service may have: those of its cluster addresses and of its others, for each policy.
     const KEPT: usize = 4;
 
-    /// The table of a list, which comes in the place of `before` if there is that.
-    pub(crate) fn of(&mut self, backends: &'a [Backend], before: Option<BackendSet<'_>>) -> &[u16] {
+    /// The table of a list, which comes in the place of the list and table that `before` gives, if there are any.
+    pub(crate) fn of(
+        &mut self,
+        backends: &'a [Backend],
+        before: impl FnOnce() -> Option<(Vec<Backend>, Vec<u16>)>,
+    ) -> &[u16] {
         let known = self.recent.iter().position(|(list, _)| *list == backends);
         let place = known.unwrap_or_else(|| {
             self.recent.truncate(Self::KEPT - 1);
-            let updated = before.and_then(|before| {
-                let (list, table): (Vec<Backend>, _) = (before.iter().collect(), before.maglev_table()?);
-                update::update(&list, &table, backends)
-            });
+            let updated = before().and_then(|(list, table)| update::update(&list, &table, backends));
             self.recent.push_front((backends, updated.unwrap_or_else(|| table(backends))));
             0
         });
@@ -121,11 +121,11 @@ mod tests {
         let lists: Vec<_> = (1..=12).map(backends).collect();
         let again = lists[0].clone();
         let mut tables = Tables::default();
-        let built = tables.of(&lists[0], None).as_ptr();
-        assert_eq!(tables.of(&lists[1], None), table(&lists[1]));
-        assert_eq!(tables.of(&again, None).as_ptr(), built, "an equal list");
+        let built = tables.of(&lists[0], || None).as_ptr();
+        assert_eq!(tables.of(&lists[1], || None), table(&lists[1]));
+        assert_eq!(tables.of(&again, || None).as_ptr(), built, "an equal list");
         for list in &lists {
-            assert_eq!(tables.of(list, None), table(list));
+            assert_eq!(tables.of(list, || None), table(list));
             assert!(tables.recent.len() <= Tables::KEPT);
         }
     }
