@@ -58,13 +58,13 @@ impl Mode {
     }
 
     /// Where the packet inside begins, if a frame on the wire is of the tunnel that such packets take: over their own family,
-    /// of which both nodes have addresses.
+    /// of which both nodes have addresses. No pool holds IPv6 pods, so they go by VXLAN.
     fn inside(self, frame: &[u8], is_v4: bool) -> Option<usize> {
         let (ethertype, protocol_at, l4) = if is_v4 { ([8, 0], 23, 34) } else { ([0x86, 0xdd], 20, 54) };
         let protocol = *frame.get(protocol_at)?;
         let port = u16::from_be_bytes([*frame.get(l4 + 2)?, *frame.get(l4 + 3)?]);
         let (is_tunnel, inner) = match self {
-            Mode::Ipip => (protocol == if is_v4 { 4 } else { 41 }, l4),
+            Mode::Ipip if is_v4 => (protocol == 4, l4),
             _ => (protocol == 17 && port == 4789, l4 + 30),
         };
         (frame.get(12..14)? == ethertype && is_tunnel).then_some(inner)
