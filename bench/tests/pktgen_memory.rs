@@ -43,13 +43,13 @@ frames: {size_bytes: [96, 594, 1448]}
 tables: {services: 20, backends: 3, routes: 1000, changes_per_s: 500, route_changes_per_s: 500}",
     );
     let outcome = bench.run(&slow(20_000), &mut |_| {}).expect("a trial");
-    assert_eq!((outcome.sent, outcome.intended, outcome.lost), (20_000, 20_000, 0));
+    let words = bench.finish().expect("I1 and I2 hold").join(" ");
+    assert_eq!((outcome.sent, outcome.intended, outcome.lost), (20_000, 20_000, 0), "{words}");
     let counts = outcome.counts;
     assert_eq!((counts.received, counts.duplicated, counts.reordered), (20_000, 0, 0));
     assert_eq!(outcome.flows_with_loss, 0);
     assert!(outcome.flows > 1400, "{} flows", outcome.flows);
     assert!(outcome.latency.p50_ns > 0 && outcome.latency.max_ns >= outcome.latency.p50_ns);
-    let words = bench.finish().expect("I1 and I2 hold").join(" ");
     assert!(words.contains("dropped 0;"), "{words}");
     assert!(numbers(&words, "changes of Services") > 50 && numbers(&words, "of routes") > 50, "{words}");
 }

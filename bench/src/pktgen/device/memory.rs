@@ -19,8 +19,10 @@ use fairway_dataplane::worker::PollMode;
 use fairway_pmd::{Umem, UmemConfig, memory};
 use fairway_tables::stats::StatsWriter;
 use fairway_tables::{
-    Backend, Capacities, Ip, NextHop, NextHopKind, Op, PortId, PortKind, Prefix, Service, ServiceKey, Targets,
+    Backend, Capacities, DropReason, Ip, NextHop, NextHopKind, Op, PortId, PortKind, Prefix, Service,
+    ServiceKey, Targets,
 };
+use std::fmt::Write as _;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -74,7 +76,10 @@ impl MemoryDevice {
         let ports = usize::from(pods) + 2;
         let world = world(&scenario.tables, pods);
         let umem = Umem::new(UmemConfig { frames: FRAMES, frame_size: 2048, huge_pages: true })?;
-        let conntrack = Conntrack::heap(flows + flows / 8 + 4096, Timeouts::default())
+        // One source may have an eighth of the openings, and nobody answers the generator's flows: room for all of them, as
+        // long as that costs little.
+        let connections = (flows + flows / 8).max(9 * flows.min(65_536)) + 4096;
+        let conntrack = Conntrack::heap(connections, Timeouts::default())
             .map_err(DeviceError::io("allocate the connection table"))?;
         let affinity = Affinity::heap(CLIENTS).map_err(DeviceError::io("allocate the table of clients"))?;
         let stats = StatsWriter::heap(1, ports as u32);
@@ -304,8 +309,16 @@ impl Device for MemoryDevice {
         }
         world.finish();
         let drops: u64 = tally.counters.iter().map(|counters| counters.all_drops()).sum();
+        let mut reasons = String::new();
+        for reason in DropReason::ALL {
+            let count: u64 = tally.counters.iter().map(|counters| counters.drops(*reason)).sum();
+            if count > 0 {
+                // Writing to a String cannot fail.
+                let _ = write!(reasons, " ({count} {})", reason.label());
+            }
+        }
         Ok(vec![format!(
-            "every frame is home, every packet accounted for; the engine dropped {drops}; {services} changes of \
+            "every frame is home, every packet accounted for; the engine dropped {drops}{reasons}; {services} changes of \
              Services, {routes} of routes"
         )])
     }
