@@ -54,13 +54,15 @@ pub struct PlannedStream {
 
 impl PlannedStream {
     /// Addresses and ports of its flow number `n`, below [`PlannedStream::flows`]. Destinations and their ports change
-    /// first, so that few flows meet all Services too; then source ports and sources.
+    /// first, so that few flows meet all Services too; then source ports and sources. Each destination's flows begin at another
+    /// source port: with the same one, connections to two Services with one backend would look alike behind them.
     #[inline]
     pub fn tuple(&self, n: u32) -> Tuple {
         let Route { sources, destinations, source_ports, destination_ports, .. } = &self.route;
         let (rest, dst) = (n / destinations.count, n % destinations.count);
         let (rest, dport) = (rest / destination_ports.count, rest % destination_ports.count);
         let (src, sport) = (rest / source_ports.count, rest % source_ports.count);
+        let sport = (sport + self.first_source_port(dst, dport)) % source_ports.count;
         Tuple {
             src: sources.nth(src),
             dst: destinations.nth(dst),
@@ -71,6 +73,16 @@ impl PlannedStream {
 }
 
 impl PlannedStream {
+    /// By how much the source ports of one destination's flows are shifted.
+    #[inline]
+    fn first_source_port(&self, dst: u32, dport: u32) -> u32 {
+        let Route { destinations, source_ports, destination_ports, .. } = &self.route;
+        let target = u64::from(dport) * u64::from(destinations.count) + u64::from(dst);
+        let targets = u64::from(destination_ports.count) * u64::from(destinations.count);
+        let step = (u64::from(source_ports.count) / targets.max(1)).max(1);
+        (target * step % u64::from(source_ports.count)) as u32
+    }
+
     /// The number of a tuple: the inverse of [`PlannedStream::tuple`].
     pub fn number(&self, tuple: &Tuple) -> Option<u32> {
         let Route { sources, destinations, source_ports, destination_ports, .. } = &self.route;
@@ -79,7 +91,8 @@ impl PlannedStream {
         let dst = place(tuple.dst, destinations.first, destinations.count)?;
         let sport = place(tuple.sport.into(), source_ports.first.into(), source_ports.count)?;
         let dport = place(tuple.dport.into(), destination_ports.first.into(), destination_ports.count)?;
-        let number = u64::from(src) * u64::from(source_ports.count) + u64::from(sport);
+        let sport = sport + source_ports.count - self.first_source_port(dst, dport);
+        let number = u64::from(src) * u64::from(source_ports.count) + u64::from(sport % source_ports.count);
         let number = number * u64::from(destination_ports.count) + u64::from(dport);
         let number = number * u64::from(destinations.count) + u64::from(dst);
         u32::try_from(number).ok().filter(|number| *number < self.flows)
