@@ -40,10 +40,16 @@ impl ApiServer {
         let server = start_server(programs, netns, &dir)?;
         let mut api = ApiServer { programs: programs.clone(), dir, server, etcd };
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        // One that wants an address, too: the ranges of these are made a moment after the server is ready.
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": NAMESPACE, "name": "first"},
+            "spec": {"ports": [{"port": 80}]},
+        });
         wait_for("kube-apiserver takes objects", STARTED, || {
             api.etcd.expect_alive()?;
             api.server.expect_alive()?;
-            let held = api.hold(netns, &[std::slice::from_ref(&namespace)]);
+            let steps = [&namespace, &service].map(std::slice::from_ref);
+            let held = api.hold(netns, &steps);
             Ok(held.map(drop).map_err(|error| error.to_string()))
         })?;
         Ok(api)
