@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{node, options};
+use common::{beside_a_router, node, options};
 use fairway_control::core::Core;
-use fairway_control::index::{Facts, KernelEvent, KernelRoute, Link, NodePortAddresses, Place};
+use fairway_control::index::{KernelEvent, KernelRoute, NodePortAddresses, Place, UPLINK_PORT};
 use fairway_control::kernel::Update;
 use fairway_tables::{Capacities, Ip, Mac, NextHopKind, Service, ServiceKey, Tables};
+use std::net::Ipv6Addr;
 use std::path::Path;
 
 const OWN: Ip = Ip::v4([192, 0, 2, 1]);
@@ -22,19 +23,8 @@ fn core(node_port_addresses: NodePortAddresses, files: &[(&str, &str)]) -> Core 
     let (writer, _) = Tables::heap(Capacities::default());
     let mut core =
         Core::new(fairway_control::core::Options { node_port_addresses, ..options(Path::new("")) }, writer);
-    let mut facts = Facts::default();
-    for event in [
-        KernelEvent::Link(Link { ifindex: 2, name: "eth0".into(), mac: Mac([2; 6]), mtu: 1500, up: true }),
-        KernelEvent::Address(2, OWN),
-        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, KernelRoute::direct(2), Place::Last),
-        KernelEvent::Route("0.0.0.0/0".parse().unwrap(), 0, KernelRoute::via(2, ROUTER), Place::Last),
-        KernelEvent::Neighbour(2, NEAR, Some(Mac([2, 0, 0, 0, 0, 2]))),
-        KernelEvent::Neighbour(2, ROUTER, Some(Mac([2, 0, 0, 0, 0, 0xfe]))),
-    ] {
-        facts.apply(&event);
-    }
     take(&mut core, files);
-    core.take(vec![], vec![Update::Listing(facts, vec![])]);
+    core.take(vec![], vec![Update::Listing(beside_a_router(NEAR, ROUTER), vec![])]);
     core
 }
 
@@ -202,4 +192,44 @@ fn another_value_of_the_annotation_is_named() {
         errors.contains("fairway.io/forwarding") && errors.contains("'tunnel' is not a way to forward"),
         "{errors}"
     );
+}
+
+#[test]
+fn a_backend_outside_the_pods_ranges_has_a_tunnel_of_its_own_family() {
+    let six = |n: u16| Ip(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, n).octets());
+    let both = |name: &str, cidr: &str, n: u8| {
+        let address = format!("  - {{type: InternalIP, address: 'fd00:77::{n}'}}\n---\n");
+        node(name, cidr, &format!("192.0.2.{n}")).replace("---\n", &address)
+    };
+    let nodes = both("a", "10.244.1.0/24", 1) + &both("near", "10.244.2.0/24", 2);
+    // A backend of the node's own network, and no IPv6 pod anywhere.
+    let web = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, annotations: {fairway.io/forwarding: \
+               dsr}}\nspec:\n  type: LoadBalancer\n  clusterIP: 'fd00:96::1'\n  ipFamilies: [IPv6]\n  ports: [{port: 80}]\n\
+               status: {loadBalancer: {ingress: [{ip: 'fd00:113::1'}]}}\n---\n"
+        .to_owned()
+        + &slice(&[("'fd00:77::2'", "near")]).replace("IPv4", "IPv6");
+    let mut core = core(NodePortAddresses::Primary, &[("nodes.yaml", nodes.as_str())]);
+    for event in [
+        KernelEvent::Address(2, six(1)),
+        KernelEvent::Route("fd00:77::/64".parse().unwrap(), 0, KernelRoute::direct(2), Place::Last),
+        KernelEvent::Neighbour(2, six(2), Some(Mac([2, 0, 0, 0, 0, 2]))),
+    ] {
+        core.take(vec![], vec![Update::Event(event)]);
+    }
+    let key = ServiceKey { ip: Ip("fd00:113::1".parse::<Ipv6Addr>().unwrap().octets()), ..BALANCER };
+    for web in ["", &web, ""] {
+        take(&mut core, &[("nodes.yaml", nodes.as_str()), ("web.yaml", web)]);
+        let view = core.publisher().view();
+        let tunnel = view.tunnel(six(2)).map(|tunnel| (tunnel.local, tunnel.next_hop, tunnel.vni));
+        assert_eq!(tunnel, (!web.is_empty()).then_some((six(1), six(2), 4096)));
+        let neighbour = view.neighbour(six(2), UPLINK_PORT);
+        assert_eq!(
+            neighbour.is_some(),
+            !web.is_empty(),
+            "what a tunnel leads through is known as long as it is needed"
+        );
+        if !web.is_empty() {
+            assert_eq!(record(&core, key).2, [(Some(NextHopKind::Tunnel), six(2))]);
+        }
+    }
 }

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{node, options};
+use common::{beside_a_router, node, options};
 use fairway_control::core::Core;
-use fairway_control::index::{Facts, KernelEvent, KernelRoute, Link, Place, Way};
+use fairway_control::index::{KernelEvent, Way};
 use fairway_control::kernel::Update;
 use fairway_control::names::vtep_mac;
 use fairway_tables::{Capacities, Ip, Mac, NextHopKind, Settings, Tables};
@@ -19,19 +19,8 @@ const ROUTER: Ip = Ip::v4([192, 0, 2, 254]);
 fn core(files: &[(&str, &str)]) -> Core {
     let (writer, _) = Tables::heap(Capacities::default());
     let mut core = Core::new(options(Path::new("")), writer);
-    let mut facts = Facts::default();
-    for event in [
-        KernelEvent::Link(Link { ifindex: 2, name: "eth0".into(), mac: Mac([2; 6]), mtu: 1500, up: true }),
-        KernelEvent::Address(2, Ip::v4([192, 0, 2, 1])),
-        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, KernelRoute::direct(2), Place::Last),
-        KernelEvent::Route("0.0.0.0/0".parse().unwrap(), 0, KernelRoute::via(2, ROUTER), Place::Last),
-        KernelEvent::Neighbour(2, NEAR, Some(Mac([2, 0, 0, 0, 0, 2]))),
-        KernelEvent::Neighbour(2, ROUTER, Some(Mac([2, 0, 0, 0, 0, 0xfe]))),
-    ] {
-        facts.apply(&event);
-    }
     take(&mut core, files);
-    core.take(vec![], vec![Update::Listing(facts, vec![])]);
+    core.take(vec![], vec![Update::Listing(beside_a_router(NEAR, ROUTER), vec![])]);
     core
 }
 

@@ -177,12 +177,12 @@ impl Frame {
         true
     }
 
+    #[inline]
     /// The handle on a chunk, its packet starting at `data`.
     ///
     /// # Safety
     /// `data - headroom .. data + capacity` is one chunk of a UMEM that stays mapped while the frame is out,
     /// nobody else holds a handle on it, and `len <= capacity`.
-    #[inline]
     pub(crate) unsafe fn from_parts(data: NonNull<u8>, len: u16, headroom: u16, capacity: u16) -> Frame {
         Frame { data, len, headroom, capacity, port: u16::MAX }
     }

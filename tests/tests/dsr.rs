@@ -14,9 +14,7 @@ use fairway_tests::pod::witness::{Answer, Question, Transport};
 use fairway_tests::process::{Process, wait_for};
 use fairway_tests::programs::{bin_dir, program, share_of_cores};
 use fairway_tests::{Result, engines, gate, sys};
-use ground::{
-    Asker, ENDPOINTS, Ground, NODE_IPS, OUTSIDE_IPS, PORTS, add_service_routes, add_uplink_ip6, endpoint_ip,
-};
+use ground::{Asker, ENDPOINTS, Ground, NODE_IPS, OUTSIDE_IPS, PORTS, endpoint_ip};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -155,10 +153,7 @@ struct World {
 impl World {
     fn start(mode: Mode, places: &[usize], long: &[usize]) -> Result<World> {
         let ground = Ground::build()?;
-        let on_link = Netns::create(&format!("{}-on-link", ground.testbed.name()))?;
-        ground.testbed.join_switch(&on_link, Ipv4Addr::new(192, 168, 77, ON_LINK))?;
-        add_uplink_ip6(&on_link, ON_LINK)?;
-        add_service_routes(&on_link)?;
+        let on_link = ground.add_on_link(ON_LINK)?;
         ground.let_nodes_forward()?;
         if let Some(pool) = mode.manifest() {
             ground.testbed.manifests().write("pool", &pool)?;

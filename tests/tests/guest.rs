@@ -19,19 +19,22 @@ use fairway_tests::guest::{Guest, Tunnels};
 use fairway_tests::station::Station;
 use fairway_tests::testbed::POD_PORT;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 /// What IP in IP leaves of 1,500 bytes.
 const PATH_MTU: u32 = 1480;
 
+/// The guest's kernel, if such tests may run here.
+fn kernel() -> Option<PathBuf> {
+    if !gate::may_run("guest") {
+        return None;
+    }
+    Guest::kernel().map_err(|missing| gate::skip("guest", &missing.to_string())).ok()
+}
+
 #[test]
 fn linux_ipip_is_a_node_like_others() {
-    if !gate::may_run("guest") {
-        return;
-    }
-    let kernel = match Guest::kernel() {
-        Ok(kernel) => kernel,
-        Err(missing) => return gate::skip("guest", &missing.to_string()),
-    };
+    let Some(kernel) = kernel() else { return };
     let _alone = gate::alone();
     let mut cluster = Cluster::start(1);
     let (ip, pod_ip) = (Ipv4Addr::new(192, 168, 77, 9), Ipv4Addr::new(10, 244, 9, 7));
@@ -69,13 +72,7 @@ fn linux_ipip_is_a_node_like_others() {
 /// A guest as node 9 that speaks these tunnels, with a pod of both families; what the engine exchanges with it, on what wires,
 /// and what its ICMP errors say of the way.
 fn exchange(tunnels: Tunnels, family: &str, via: &str, wires: [&str; 2], path_mtu: u32) {
-    if !gate::may_run("guest") {
-        return;
-    }
-    let kernel = match Guest::kernel() {
-        Ok(kernel) => kernel,
-        Err(missing) => return gate::skip("guest", &missing.to_string()),
-    };
+    let Some(kernel) = kernel() else { return };
     let _alone = gate::alone();
     let (mut cluster, _servers) = dual_stack::start();
     give_addresses(&cluster);

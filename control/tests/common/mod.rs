@@ -38,6 +38,22 @@ pub(crate) fn node(name: &str, cidr: &str, ip: &str) -> String {
     )
 }
 
+/// What the kernel says of a node at 192.0.2.1 with `near` in its subnet and a router that leads to all else.
+pub(crate) fn beside_a_router(near: Ip, router: Ip) -> Facts {
+    let mut facts = Facts::default();
+    for event in [
+        KernelEvent::Link(Link { ifindex: 2, name: "eth0".into(), mac: Mac([2; 6]), mtu: 1500, up: true }),
+        KernelEvent::Address(2, Ip::v4([192, 0, 2, 1])),
+        KernelEvent::Route("192.0.2.0/24".parse().unwrap(), 0, KernelRoute::direct(2), Place::Last),
+        KernelEvent::Route("0.0.0.0/0".parse().unwrap(), 0, KernelRoute::via(2, router), Place::Last),
+        KernelEvent::Neighbour(2, near, Some(Mac([2, 0, 0, 0, 0, 2]))),
+        KernelEvent::Neighbour(2, router, Some(Mac([2, 0, 0, 0, 0, 0xfe]))),
+    ] {
+        facts.apply(&event);
+    }
+    facts
+}
+
 pub(crate) fn pod(name: &str, node: &str, ip: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec: {{nodeName: {node}, \

@@ -161,6 +161,15 @@ impl Ground {
     }
 
     /// The pod of this name.
+    /// A station in the nodes' own subnet, with this last number of its addresses and routes to services by node-1.
+    pub(crate) fn add_on_link(&self, last: u8) -> Result<Netns> {
+        let station = Netns::create(&format!("{}-on-link", self.testbed.name()))?;
+        self.testbed.join_switch(&station, Ipv4Addr::new(192, 168, 77, last))?;
+        add_uplink_ip6(&station, last)?;
+        add_service_routes(&station)?;
+        Ok(station)
+    }
+
     pub(crate) fn pod(&self, name: &str) -> &Pod {
         let found = self.testbed.pods().iter().find(|pod| pod.name() == name);
         found.unwrap_or_else(|| panic!("there is no pod {name}"))

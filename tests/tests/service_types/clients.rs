@@ -1,13 +1,13 @@
 //! The running cluster, and those who ask.
 
-use crate::ground::{Asker, Ground, NODE_IPS, OUTSIDE_IPS, add_service_routes, add_uplink_ip6};
+use crate::ground::{Asker, Ground, NODE_IPS, OUTSIDE_IPS};
 use crate::plan::{Client, Outcome, Plan, Source};
 use fairway_tests::netns::Netns;
 use fairway_tests::pod::witness::{Answer, Question};
 use fairway_tests::{Error, Result, engines};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Last byte of the addresses of the station on the nodes' subnet.
@@ -27,10 +27,7 @@ impl Clients {
     /// Starts both nodes with the plan's Services.
     pub(crate) fn start(plan: &Plan) -> Result<Clients> {
         let ground = Ground::build()?;
-        let on_link = Netns::create(&format!("{}-on-link", ground.testbed.name()))?;
-        ground.testbed.join_switch(&on_link, Ipv4Addr::new(192, 168, 77, ON_LINK))?;
-        add_uplink_ip6(&on_link, ON_LINK)?;
-        add_service_routes(&on_link)?;
+        let on_link = ground.add_on_link(ON_LINK)?;
         ground.let_nodes_forward()?;
         let items: Vec<_> = plan.services.iter().flat_map(|service| service.objects()).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
