@@ -13,6 +13,7 @@
 //! | [`manifests`] | Kubernetes manifests, written whole |
 //! | [`dual_stack`] | IPv6 beside IPv4 |
 //! | [`capture`] | what is on a wire |
+//! | [`conntrack`] | the kernel's connection table of a namespace |
 //! | [`bird`], [`frr`] | real routing daemons |
 //! | [`matrix`] | every path of a packet in every mode, checked by captures |
 //! | [`vpc`] | a cloud's network with ENIs |
@@ -24,6 +25,7 @@
 
 pub mod bird;
 pub mod capture;
+pub mod conntrack;
 pub mod dual_stack;
 pub mod engines;
 pub mod error;

@@ -2,7 +2,7 @@
 //! is left behind when a run ends or panics. tests/demo.rs has the harder endings.
 
 use fairway_tests::pod::client::Summary;
-use fairway_tests::{Options, Testbed, gate, netns, ping};
+use fairway_tests::{Options, Testbed, conntrack, gate, netns, ping};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -45,6 +45,28 @@ fn the_wire_carries_and_no_kernel_forwards_for_the_pods() {
     assert_eq!(ours(&name), Vec::<String>::new());
     assert!(!dir.exists());
     assert_eq!(processes_with(&name), Vec::<String>::new());
+}
+
+#[test]
+fn a_namespaces_kernel_forgets_its_connections_and_no_others() {
+    if !gate::may_run("testbed") {
+        return;
+    }
+    let testbed = Testbed::new(Options::default()).expect("testbed");
+    let nodes = [testbed.nodes()[0].netns(), testbed.nodes()[1].netns()];
+    for node in nodes {
+        // Connections are tracked where a rule asks for their state.
+        let rules = "add table ip t; add chain ip t c { type filter hook input priority 0; }; add rule ip t c ct state \
+                     new accept";
+        node.run("nft", &[rules], Duration::from_secs(20)).and_then(|output| output.success()).expect("nft");
+    }
+    let wire = ping::ping(nodes[0], testbed.nodes()[1].ip(), 3, 1500).expect("ping");
+    assert!(wire.complete(), "{}", wire.output);
+    let counts = || nodes.map(|node| conntrack::count(node).expect("count"));
+    let before = counts();
+    assert!(before[0] > 0 && before[1] > 0, "{before:?}");
+    conntrack::flush(nodes[0]).expect("flush");
+    assert_eq!(counts(), [0, before[1]]);
 }
 
 #[test]

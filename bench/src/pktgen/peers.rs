@@ -1,5 +1,6 @@
 //! `fairway-pktgen peers`: Fairway and others on the same namespaces with the same packets. Rounds are interleaved,
-//! every device once per round, so that a noisy moment falls on all alike; ratios are taken within a round.
+//! every device once per round, so that a noisy moment falls on all alike; ratios are taken within a round. Devices that rest
+//! between rounds without using the machine stay up (giving kube-proxy 10,000 Services takes minutes), others are started anew.
 
 use crate::pktgen::cli::CliError;
 use crate::pktgen::device::{Bench, DeviceError};
@@ -14,6 +15,7 @@ use crate::pktgen::sessions::{self, Sessions};
 use fairway_tests::report::{Figure, Report};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// Arguments of `peers`.
 #[derive(clap::Args)]
@@ -65,6 +67,9 @@ struct Round {
 /// Results of one device and path, one per round.
 type Results = BTreeMap<(PathName, &'static str), Vec<Round>>;
 
+/// Devices that are up and wait for their next round.
+type Resting = BTreeMap<&'static str, Bench>;
+
 fn scenario(args: &PeersArgs, path: PathName) -> Scenario {
     let mut scenario = Scenario {
         frames: Frames { size_bytes: Sizes::One(args.size_bytes) },
@@ -86,13 +91,13 @@ pub fn run(args: &PeersArgs) -> Result<(), CliError> {
     warn_of_company()?;
     // One search per round: the rounds are the repetitions.
     let config = Config { repeats: 1, ..args.method.config(&[args.size_bytes], false) };
-    let (mut results, mut skipped) = (Results::new(), Vec::new());
+    let (mut results, mut skipped, mut resting) = (Results::new(), Vec::new(), Resting::new());
     for round in 1..=args.rounds.max(1) {
         for device in &args.devices {
             if skipped.contains(device) {
                 continue;
             }
-            match measure(args, *device, &config, &mut results) {
+            match measure(args, *device, &config, &mut resting, &mut results) {
                 Ok(()) => {}
                 Err(error @ (DeviceError::MissingProgram { .. } | DeviceError::Unfit { .. })) => {
                     println!("skipped: {error}");
@@ -102,6 +107,9 @@ pub fn run(args: &PeersArgs) -> Result<(), CliError> {
             }
         }
         eprintln!("round {round} of {} done", args.rounds.max(1));
+    }
+    for bench in resting.into_values() {
+        bench.finish()?;
     }
     let figures = figures(args, &results);
     print(args, &figures);
@@ -116,11 +124,15 @@ fn measure(
     args: &PeersArgs,
     device: DeviceName,
     config: &Config,
+    resting: &mut Resting,
     results: &mut Results,
 ) -> Result<(), DeviceError> {
     let paths: Vec<PathName> = args.paths.iter().copied().filter(|path| device.has(*path)).collect();
     let Some(first) = paths.first() else { return Ok(()) };
-    let mut bench = Bench::new(&scenario(args, *first), start(device, &scenario(args, *first))?)?;
+    let mut bench = match resting.remove(device.name()) {
+        Some(bench) => bench,
+        None => bring_up(args, device, *first)?,
+    };
     for path in paths {
         bench.change_scenario(&scenario(args, path))?;
         bench.wait_ready()?;
@@ -136,8 +148,19 @@ fn measure(
         };
         results.entry((path, bench.device_name())).or_default().push(Round { packets, sessions });
     }
-    bench.finish()?;
+    if bench.device().rest()? {
+        resting.insert(device.name(), bench);
+    } else {
+        bench.finish()?;
+    }
     Ok(())
+}
+
+fn bring_up(args: &PeersArgs, device: DeviceName, path: PathName) -> Result<Bench, DeviceError> {
+    let (scenario, begun) = (scenario(args, path), Instant::now());
+    let bench = Bench::new(&scenario, start(device, &scenario)?)?;
+    eprintln!("{device} is up after {:.1} s", begun.elapsed().as_secs_f64());
+    Ok(bench)
 }
 
 fn open_sessions(args: &PeersArgs, bench: &mut Bench) -> Result<sessions::Outcome, DeviceError> {

@@ -19,6 +19,7 @@ use crate::pktgen::scenario::{Scenario, TableSizes};
 use crate::pktgen::trial::Ends;
 use fairway_control::names;
 use fairway_tables::Ip;
+use fairway_tests::conntrack;
 use fairway_tests::dual_stack::allow_ipv6;
 use fairway_tests::kube::KubeProxy;
 use fairway_tests::netns::Netns;
@@ -281,6 +282,12 @@ impl Device for KernelDevice {
     fn set_churn(&mut self, on: bool) -> bool {
         self.changer.iter().for_each(|changer| changer.orders.set(on));
         self.changer.is_some()
+    }
+
+    /// The kernel does nothing without packets, and kube-proxy next to nothing. A new namespace would know no connection.
+    fn rest(&mut self) -> Result<bool, DeviceError> {
+        conntrack::flush(self.ground.node())?;
+        Ok(self.changer.is_none())
     }
 
     fn hint(&mut self) -> String {

@@ -150,6 +150,15 @@ pub trait Device {
         false
     }
 
+    /// Forgets what packets have left behind, and waits for the next round without using the machine. Returns false if
+    /// it can only be started anew.
+    ///
+    /// # Errors
+    /// If it cannot forget.
+    fn rest(&mut self) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
     /// Where to look if no packet comes through.
     fn hint(&mut self) -> String;
 
