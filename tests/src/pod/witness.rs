@@ -126,6 +126,10 @@ pub struct Answer {
     pub silent: u32,
     /// Other ends of attempts.
     pub errors: BTreeMap<String, u32>,
+    /// The source port of the last attempt that was refused, silent, or ended so otherwise.
+    pub ports: BTreeMap<String, u16>,
+    /// The source port of the last attempt.
+    pub last_port: u16,
 }
 
 /// Whether so many attempts that met so many backends leave no other one unseen: had a backend with a fair share been
@@ -143,20 +147,34 @@ impl Answer {
         }
     }
 
-    fn add(&mut self, outcome: io::Result<Sight>) {
+    fn add(&mut self, outcome: io::Result<Sight>, port: u16) {
         self.attempts += 1;
-        match outcome {
-            Ok(sight) => drop(self.backends.entry(sight.local).or_default().insert(sight.peer.ip())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.refused += 1,
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => self.silent += 1,
-            Err(error) => *self.errors.entry(error.to_string()).or_default() += 1,
-        }
+        self.last_port = port;
+        let end = match outcome {
+            Ok(sight) => {
+                self.backends.entry(sight.local).or_default().insert(sight.peer.ip());
+                return;
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                self.refused += 1;
+                "refused".to_owned()
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                self.silent += 1;
+                "silent".to_owned()
+            }
+            Err(error) => {
+                *self.errors.entry(error.to_string()).or_default() += 1;
+                error.to_string()
+            }
+        };
+        self.ports.insert(end, port);
     }
 }
 
 /// Asks all questions at once, one attempt after the other at each, until everyone who may answer has been met. Source
-/// ports are counted up from `first_port`, so that no attempt meets what is remembered of an earlier one. Attempts come
-/// from the address of the target's family that is given, else from that which the kernel chooses.
+/// ports are counted up from `first_port`, so that no attempt meets what is remembered of an earlier one; ports that others have
+/// are passed over. Attempts come from the address of the target's family that is given, else from that which the kernel chooses.
 pub async fn ask(questions: &[Question], first_port: u16, from: &[IpAddr]) -> Vec<Answer> {
     let ports = Arc::new(AtomicU16::new(first_port));
     let mut tasks = JoinSet::new();
@@ -167,8 +185,12 @@ pub async fn ask(questions: &[Question], first_port: u16, from: &[IpAddr]) -> Ve
         tasks.spawn(async move {
             let mut answer = Answer::default();
             while !answer.is_complete() {
-                let local = SocketAddr::new(local, ports.fetch_add(1, Ordering::Relaxed));
-                answer.add(attempt(question, local).await);
+                let port = ports.fetch_add(1, Ordering::Relaxed);
+                match attempt(question, SocketAddr::new(local, port)).await {
+                    // Somebody else here has this port. Nothing was sent.
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && port < u16::MAX => {}
+                    outcome => answer.add(outcome, port),
+                }
             }
             (place, answer)
         });
@@ -260,26 +282,42 @@ mod tests {
         let mut answer = Answer::default();
         for attempt in 0..48 {
             assert!(!answer.is_complete(), "after {attempt} attempts at two backends");
-            answer.add(sight((attempt % 2) as u8));
+            answer.add(sight((attempt % 2) as u8), attempt);
         }
         assert!(answer.is_complete());
-        answer.add(sight(2));
+        answer.add(sight(2), 48);
         assert!(!answer.is_complete(), "a third backend has shown");
         assert_eq!((answer.backends.len(), answer.refused, answer.silent), (3, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn no_attempt_is_made_from_a_port_that_somebody_has() {
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let witness = TcpListener::bind(local).await.expect("bind");
+        let target = witness.local_addr().expect("address");
+        tokio::spawn(tell_tcp(witness, target));
+        let taken = TcpListener::bind(local).await.expect("bind");
+        let first_port = taken.local_addr().expect("address").port();
+        let questions = [Question { transport: Transport::Tcp, target }];
+        let answers = ask(&questions, first_port, &[target.ip()]).await;
+        let answer = &answers[0];
+        assert_eq!((answer.backends.len(), answer.errors.len()), (1, 0), "{answer:?}");
+        assert_eq!(answer.backends[&target], BTreeSet::from([target.ip()]));
     }
 
     #[test]
     fn refusal_silence_and_other_errors_are_told_apart() {
         let end = |kind: io::ErrorKind| Err(kind.into());
         let mut answer = Answer::default();
-        answer.add(end(io::ErrorKind::ConnectionRefused));
+        answer.add(end(io::ErrorKind::ConnectionRefused), 7);
         assert!(!answer.is_complete(), "one refusal may be of one backend");
-        answer.add(end(io::ErrorKind::HostUnreachable));
+        answer.add(end(io::ErrorKind::HostUnreachable), 8);
         assert!(answer.is_complete());
-        answer.add(end(io::ErrorKind::TimedOut));
+        answer.add(end(io::ErrorKind::TimedOut), 9);
         assert_eq!((answer.refused, answer.silent, answer.errors.len()), (1, 1, 1));
+        assert_eq!((answer.ports["refused"], answer.ports["silent"]), (7, 9));
         let mut silent = Answer::default();
-        silent.add(end(io::ErrorKind::TimedOut));
+        silent.add(end(io::ErrorKind::TimedOut), 10);
         assert!(silent.is_complete());
     }
 }

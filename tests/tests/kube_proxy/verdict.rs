@@ -27,12 +27,12 @@ enum Verdict {
     /// They are dropped.
     Dropped,
     /// Not always the same, or neither of these.
-    Mixed,
+    Mixed(Answer),
 }
 
 impl Verdict {
     fn of(answer: &Answer, client: &[IpAddr]) -> Verdict {
-        let Answer { attempts, backends, refused, silent, errors } = answer;
+        let Answer { attempts, backends, refused, silent, errors, .. } = answer;
         let source = |ip: &IpAddr| if client.contains(ip) { Source::Kept } else { Source::Translated };
         match (*refused, *silent) {
             (0, 0) if !backends.is_empty() && errors.is_empty() => {
@@ -43,7 +43,7 @@ impl Verdict {
             }
             (refused, 0) if refused == *attempts => Verdict::Refused,
             (0, silent) if silent == *attempts => Verdict::Dropped,
-            _ => Verdict::Mixed,
+            _ => Verdict::Mixed(answer.clone()),
         }
     }
 
@@ -93,7 +93,7 @@ impl Differences {
                 None => our == their,
             };
             *self.seen.entry((asker, their.name())).or_default() += 1;
-            if !agrees || *their == Verdict::Mixed {
+            if !agrees || matches!(their, Verdict::Mixed(_)) {
                 told.push(format!(
                     "{question:?} from {asker:?}\n  kube-proxy: {their:?}\n  Fairway:    {our:?}"
                 ));
@@ -124,7 +124,7 @@ impl Verdict {
             Verdict::Forwarded(_) => "forwarded",
             Verdict::Refused => "refused",
             Verdict::Dropped => "dropped",
-            Verdict::Mixed => "did this and that with",
+            Verdict::Mixed(_) => "did this and that with",
         }
     }
 }

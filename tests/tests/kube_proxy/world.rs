@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Source ports go round in this range; none comes again while a kernel may remember it.
-const SOURCE_PORTS: std::ops::Range<u16> = 10_000..55_000;
-
-fn attempts(answers: &[Answer]) -> u16 {
-    let attempts: u32 = answers.iter().map(|answer| answer.attempts).sum();
-    attempts.try_into().unwrap_or(u16::MAX)
-}
+/// Source ports go round in this range, below those that the kernel gives away. Those that somebody on the node listens at (kube-proxy itself
+/// does, and health checks) are passed over.
+const SOURCE_PORTS: std::ops::Range<u16> = 10_000..56_000;
+/// Most source ports that the questions of one state take.
+const STATE_PORTS: u16 = 10_000;
+/// No port comes again sooner: a kernel remembers UDP for 30 s, and for as long sends what comes from that port to the backend of
+/// then. (It tells a new TCP connection from an old one.)
+const ROUND: Duration = Duration::from_secs(40);
 
 /// What forwards.
 enum Forwarder {
@@ -33,6 +34,7 @@ pub(crate) struct World {
     forwarder: Forwarder,
     pub(crate) ground: Ground,
     next_port: u16,
+    round_began: Instant,
 }
 
 impl World {
@@ -52,7 +54,7 @@ impl World {
     }
 
     fn on(ground: Ground, forwarder: Forwarder) -> World {
-        World { forwarder, ground, next_port: SOURCE_PORTS.start }
+        World { forwarder, ground, next_port: SOURCE_PORTS.start, round_began: Instant::now() }
     }
 
     /// Brings a state about and waits until all of it is in force. Returns the objects as an API server holds them;
@@ -138,15 +140,14 @@ impl World {
             joined.collect()
         });
         let answers = answers?;
-        let most = answers.values().map(|answers| attempts(answers)).max().unwrap_or_default();
-        self.count(most);
+        self.go_on_after(answers.values().flatten());
         Ok(answers)
     }
 
     /// Asks from the pod.
     fn ask(&mut self, questions: &[Question]) -> Result<Vec<Answer>> {
         let answers = self.ask_from(Asker::Pod, questions, self.next_port)?;
-        self.count(attempts(&answers));
+        self.go_on_after(&answers);
         Ok(answers)
     }
 
@@ -162,12 +163,16 @@ impl World {
         self.ground.testbed.client(self.ground.netns_of(asker), &args, DEADLINE)
     }
 
-    /// Takes note that so many source ports were used.
-    fn count(&mut self, attempts: u16) {
-        self.next_port = match self.next_port.saturating_add(attempts) {
-            next if SOURCE_PORTS.contains(&next) => next,
-            _ => SOURCE_PORTS.start,
-        };
+    /// Leaves the source ports of these attempts alone for a round.
+    fn go_on_after<'a>(&mut self, answers: impl IntoIterator<Item = &'a Answer>) {
+        let last = answers.into_iter().map(|answer| answer.last_port).max().unwrap_or(self.next_port);
+        let used = last - self.next_port;
+        assert!(used < STATE_PORTS, "{used} attempts from one asker: more than STATE_PORTS");
+        self.next_port = last + 1;
+        if self.next_port > SOURCE_PORTS.end - STATE_PORTS {
+            std::thread::sleep(ROUND.saturating_sub(self.round_began.elapsed()));
+            (self.next_port, self.round_began) = (SOURCE_PORTS.start, Instant::now());
+        }
     }
 
     fn expect_alive(&mut self) -> Result<()> {

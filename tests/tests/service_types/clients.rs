@@ -63,7 +63,7 @@ impl Clients {
 
     /// What an answer says.
     pub(crate) fn outcome(&self, client: Client, answer: &Answer) -> Outcome {
-        let Answer { attempts, backends, refused, silent, errors } = answer;
+        let Answer { attempts, backends, refused, silent, errors, .. } = answer;
         match (*refused, *silent) {
             (0, 0) if !backends.is_empty() && errors.is_empty() => {
                 let mut out = BTreeMap::new();
