@@ -21,6 +21,39 @@ pub struct Headers {
     pub ttl: u8,
 }
 
+/// What a TCP header says beside its ports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Segment {
+    /// Control bits.
+    pub flags: u8,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement.
+    pub ack: u32,
+    /// Window.
+    pub window: u16,
+    /// The shift that the option of RFC 7323 announces, if it is there.
+    pub shift: Option<u8>,
+}
+
+impl Segment {
+    /// The TCP message, without checksum.
+    pub(super) fn message(&self, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
+        let options = self.shift.map_or(Vec::new(), |shift| vec![1, 3, 3, shift]);
+        let mut tcp = vec![0; TCP_LEN];
+        put16(&mut tcp, 0, sport);
+        put16(&mut tcp, 2, dport);
+        tcp[4..8].copy_from_slice(&self.seq.to_be_bytes());
+        tcp[8..12].copy_from_slice(&self.ack.to_be_bytes());
+        tcp[12] = ((TCP_LEN + options.len()) as u8 / 4) << 4;
+        tcp[13] = self.flags;
+        put16(&mut tcp, 14, self.window);
+        tcp.extend_from_slice(&options);
+        tcp.extend_from_slice(payload);
+        tcp
+    }
+}
+
 impl Headers {
     /// Puts the headers in front of a transport message.
     pub fn around(&self, protocol: u8, l4: &[u8]) -> Vec<u8> {
@@ -62,13 +95,12 @@ impl Headers {
 
     /// A TCP segment with the given control bits.
     pub fn tcp(&self, sport: u16, dport: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
-        let mut tcp = vec![0; TCP_LEN];
-        put16(&mut tcp, 0, sport);
-        put16(&mut tcp, 2, dport);
-        tcp[12] = 5 << 4;
-        tcp[13] = flags;
-        put16(&mut tcp, 14, 0xffff);
-        tcp.extend_from_slice(payload);
+        self.segment(sport, dport, &Segment { flags, window: 0xffff, ..Segment::default() }, payload)
+    }
+
+    /// A TCP segment.
+    pub fn segment(&self, sport: u16, dport: u16, segment: &Segment, payload: &[u8]) -> Vec<u8> {
+        let mut tcp = segment.message(sport, dport, payload);
         let sum = !checksum::fold(checksum::sum(&tcp) + self.pseudo(proto::TCP, tcp.len()));
         wire::put_raw16(&mut tcp, 16, sum);
         self.around(proto::TCP, &tcp)

@@ -1,8 +1,7 @@
 //! IPv6 packets as bytes, with right checksums.
 
-use crate::wire::{
-    ETH_LEN, ETHERTYPE_IPV6, TCP_LEN, UDP_LEN, checksum, icmpv6, ipv6, proto, put_raw16, put16,
-};
+use super::packet::Segment;
+use crate::wire::{ETH_LEN, ETHERTYPE_IPV6, UDP_LEN, checksum, icmpv6, ipv6, proto, put_raw16, put16};
 use fairway_tables::Mac;
 
 /// Ethernet and IPv6 of a packet to build.
@@ -59,13 +58,12 @@ impl Headers6 {
 
     /// A TCP segment with the given control bits.
     pub fn tcp(&self, sport: u16, dport: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
-        let mut tcp = vec![0; TCP_LEN];
-        put16(&mut tcp, 0, sport);
-        put16(&mut tcp, 2, dport);
-        tcp[12] = 5 << 4;
-        tcp[13] = flags;
-        put16(&mut tcp, 14, 0xffff);
-        tcp.extend_from_slice(payload);
+        self.segment(sport, dport, &Segment { flags, window: 0xffff, ..Segment::default() }, payload)
+    }
+
+    /// A TCP segment.
+    pub fn segment(&self, sport: u16, dport: u16, segment: &Segment, payload: &[u8]) -> Vec<u8> {
+        let mut tcp = segment.message(sport, dport, payload);
         let sum = self.checksum(proto::TCP, &tcp);
         put_raw16(&mut tcp, 16, sum);
         self.around(proto::TCP, &tcp)
