@@ -2,6 +2,7 @@
 
 use super::sync::{AtomicU32, Ordering, fence};
 use super::tuple::Tuple;
+use super::window::Windows;
 use fairway_tables::NextHop;
 #[cfg(not(loom))]
 use fairway_tables::{Ip, PortId};
@@ -26,12 +27,10 @@ pub(super) struct Entry {
     created_s: AtomicU32,
     /// `Service::id` plus one, or zero.
     service: AtomicU32,
-    /// Address, kind and port of the way to the node that a forwarded connection is left to; else whatever was there.
+    /// Of a connection that is left to another node: address, kind and port of the way there, a word of no meaning, and
+    /// zero. Of any other: see [`Windows`]; where the last word is zero, the rest means nothing.
     #[cfg(not(loom))]
-    via: [AtomicU32; 5],
-    /// Zero; for what later versions keep per connection.
-    #[cfg(not(loom))]
-    reserved: [AtomicU32; 2],
+    own: [AtomicU32; Windows::WORDS],
     tuples: [[AtomicU32; KEPT.len()]; 2],
 }
 
@@ -46,6 +45,8 @@ pub(super) struct Facts {
     pub(super) now_s: u32,
     /// The way to the node that the connection is left to.
     pub(super) via: Option<NextHop>,
+    /// What is known of the windows, where they are tracked.
+    pub(super) windows: Option<Windows>,
 }
 
 impl Entry {
@@ -132,22 +133,64 @@ impl Entry {
         self.created_s.store(facts.now_s, Ordering::Relaxed);
         before_store();
         self.service.store(facts.service.map_or(0, |id| id.wrapping_add(1)), Ordering::Relaxed);
-        if let Some(via) = &facts.via {
-            self.store_via(via);
-        }
+        self.store_own(facts);
         before_store();
         self.word.store(word(self.next_generation()), Ordering::Release);
         self.end_write()
     }
 
+    /// The last word always: zero says that nothing is known of the windows.
     #[cfg(not(loom))]
-    fn store_via(&self, via: &NextHop) {
-        let address =
-            via.addr.0.chunks_exact(4).map(|part| u32::from_ne_bytes([part[0], part[1], part[2], part[3]]));
-        let rest = u32::from(via.kind) << 16 | u32::from(via.port.0);
-        for (word, value) in self.via.iter().zip(address.chain([rest])) {
+    fn store_own(&self, facts: &Facts) {
+        let mut words = [0; Windows::WORDS];
+        let from = match (&facts.via, &facts.windows) {
+            (Some(via), _) => {
+                for (word, part) in words.iter_mut().zip(via.addr.0.chunks_exact(4)) {
+                    *word = u32::from_ne_bytes([part[0], part[1], part[2], part[3]]);
+                }
+                words[4] = u32::from(via.kind) << 16 | u32::from(via.port.0);
+                0
+            }
+            (None, Some(windows)) => {
+                words = windows.to_words(self.next_generation());
+                0
+            }
+            (None, None) => Windows::WORDS - 1,
+        };
+        for (word, value) in self.own.iter().zip(words).skip(from) {
             before_store();
             word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The words of the windows, if the place still is of this generation.
+    #[cfg(not(loom))]
+    pub(super) fn read_windows(&self, generation: u32) -> Option<[u32; Windows::WORDS]> {
+        let words = std::array::from_fn(|n| self.own[n].load(Ordering::Acquire));
+        (self.sequence.load(Ordering::Relaxed) == generation).then_some(words)
+    }
+
+    /// Changes the words of the windows from what they were, the last one last; `false` if one is that no more, and what
+    /// was not changed by then stays.
+    #[cfg(not(loom))]
+    pub(super) fn change_windows(&self, from: &[u32; Windows::WORDS], to: &[u32; Windows::WORDS]) -> bool {
+        self.own.iter().zip(from.iter().zip(to)).all(|(word, (from, to))| {
+            if from == to {
+                return true;
+            }
+            before_store();
+            word.compare_exchange(*from, *to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Forgets of the windows all that packets change, since some may have passed unseen; only before the table is shared.
+    #[cfg(not(loom))]
+    pub(super) fn forget_windows(&self) {
+        let mark = self.own[Windows::WORDS - 1].load(Ordering::Relaxed);
+        let rest = Windows::forget(mark);
+        if rest != mark {
+            before_store();
+            self.own[Windows::WORDS - 1].store(rest, Ordering::Relaxed);
         }
     }
 
@@ -155,18 +198,35 @@ impl Entry {
     #[cfg(not(loom))]
     pub(super) fn read_via(&self, generation: u32) -> Option<NextHop> {
         let mut addr = Ip::UNSPECIFIED;
-        for (bytes, word) in addr.0.chunks_exact_mut(4).zip(&self.via) {
+        for (bytes, word) in addr.0.chunks_exact_mut(4).zip(&self.own) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
         }
-        let rest = self.via[4].load(Ordering::Relaxed);
+        let rest = self.own[4].load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         let via = NextHop { addr, kind: (rest >> 16) as u16, port: PortId(rest as u16) };
         (self.sequence.load(Ordering::Relaxed) == generation).then_some(via)
     }
 
-    /// The model checker's connections are none of these.
+    /// The model checker's connections have no words of their own.
     #[cfg(loom)]
-    fn store_via(&self, _: &NextHop) {}
+    fn store_own(&self, facts: &Facts) {
+        let _ = facts.windows;
+    }
+
+    #[cfg(loom)]
+    pub(super) fn read_windows(&self, _: u32) -> Option<[u32; Windows::WORDS]> {
+        None
+    }
+
+    #[cfg(loom)]
+    pub(super) fn change_windows(&self, _: &[u32; Windows::WORDS], _: &[u32; Windows::WORDS]) -> bool {
+        true
+    }
+
+    #[cfg(loom)]
+    pub(super) fn forget_windows(&self) {
+        let _ = Windows::forget(0);
+    }
 
     #[cfg(loom)]
     pub(super) fn read_via(&self, _: u32) -> Option<NextHop> {

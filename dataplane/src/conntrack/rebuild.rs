@@ -100,6 +100,8 @@ impl Inner {
         if self.idle_s(*index, now_s) < 0 {
             entry.see(now_s);
         }
+        // Packets may have passed by the kernel meanwhile, or an engine that did not look at them.
+        entry.forget_windows();
         self.chains.link(*index, tuples);
         self.ledger.list(*index, Value::of(word, tuples[0].proto), self.source(tuples));
         true

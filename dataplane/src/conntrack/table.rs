@@ -126,6 +126,8 @@ pub struct Summary {
 #[derive(Clone)]
 pub struct Conntrack {
     inner: Arc<Inner>,
+    /// Whether TCP windows are tracked; see the module `strict`.
+    pub(super) is_strict: bool,
 }
 
 /// What all holders of a [`Conntrack`] share.
@@ -160,7 +162,7 @@ impl Conntrack {
         let (chains, ledger) = (Chains::new(capacity), Ledger::new(capacity));
         let inner = Inner { chains, ledger, timeouts, secret, map };
         inner.rebuild();
-        Conntrack { inner: Arc::new(inner) }
+        Conntrack { inner: Arc::new(inner), is_strict: false }
     }
 
     /// A number that stays with the table, whichever process has it open, and that nobody outside knows.
@@ -186,7 +188,8 @@ impl Conntrack {
         service: Option<u32>,
         now_s: u32,
     ) -> Result<Inserted, InsertError> {
-        self.inner.insert(&Facts { tuples: [*original, *reply], service, now_s, via: None }, flags)
+        let tuples = [*original, *reply];
+        self.inner.insert(&Facts { tuples, service, now_s, via: None, windows: None }, flags)
     }
 
     /// Inserts a connection that is left to the node that `via` leads to: its packets pass here as they are, its replies do
@@ -202,11 +205,16 @@ impl Conntrack {
         now_s: u32,
     ) -> Result<Inserted, InsertError> {
         let tuples = [*original, original.reversed()];
-        self.inner.insert(&Facts { tuples, service, now_s, via: Some(via) }, 0)
+        self.inner.insert(&Facts { tuples, service, now_s, via: Some(via), windows: None }, 0)
     }
 
     /// Notes a packet with its TCP control bits. `false` if the connection is gone.
     pub fn update(&self, conn: ConnRef, protocol: u8, direction: Direction, flags: u8, now_s: u32) -> bool {
+        self.change(conn, protocol, |word| tcp::next(word, protocol, direction, flags), now_s)
+    }
+
+    /// Notes a packet after which state and flags are what `next` makes of them. `false` if the connection is gone.
+    pub(super) fn change(&self, conn: ConnRef, protocol: u8, next: impl Fn(u32) -> u32, now_s: u32) -> bool {
         let inner = &*self.inner;
         let Some(entry) = inner.entry(conn.index) else { return false };
         if entry.sequence() != conn.generation {
@@ -217,7 +225,7 @@ impl Conntrack {
             if State::from_bits(word) == State::Free || word != tagged(word, conn.generation) {
                 return false;
             }
-            let next = tagged(tcp::next(untagged(word), protocol, direction, flags), conn.generation);
+            let next = tagged(next(untagged(word)), conn.generation);
             if next == word {
                 break;
             }
@@ -235,7 +243,9 @@ impl Conntrack {
                 Err(now) => word = now,
             }
         }
-        entry.see(now_s);
+        if entry.last_seen_s() != now_s {
+            entry.see(now_s);
+        }
         true
     }
 
@@ -268,7 +278,6 @@ impl Conntrack {
         entries.filter_map(|(index, entry)| Connection::read(index as u32, entry))
     }
 
-    #[cfg(test)]
     pub(super) fn inner(&self) -> &Inner {
         &self.inner
     }
@@ -317,7 +326,7 @@ impl Inner {
         }
     }
 
-    fn insert(&self, facts: &Facts, flags: u8) -> Result<Inserted, InsertError> {
+    pub(super) fn insert(&self, facts: &Facts, flags: u8) -> Result<Inserted, InsertError> {
         let tuples = &facts.tuples;
         if tuples[0] == tuples[1] {
             return Err(InsertError::Clash(None));

@@ -54,6 +54,27 @@ pub(super) const ONE_WAY: u32 = 1 << 10;
 /// The connection is left to another node, which alone sees what comes back (docs/dsr.md).
 const FORWARDED: u32 = 1 << 11;
 
+/// Of windows that are tracked: the shift that the SYN seen again offers, in four bits; [`NO_SHIFT`] if none.
+const AGAIN_SHIFT: u32 = 12;
+const NO_SHIFT: u32 = 15;
+
+/// After a SYN that may begin a live connection anew: the server's answer tells. `shift` is what it offers.
+pub(super) fn syn_again(word: u32, shift: Option<u8>) -> u32 {
+    let shift = shift.map_or(NO_SHIFT, u32::from);
+    word & !(NO_SHIFT << AGAIN_SHIFT) | SYN_AGAIN | shift << AGAIN_SHIFT
+}
+
+/// The shift that the SYN offered which was seen again, if one was.
+pub(super) fn shift_again(word: u32) -> Option<Option<u8>> {
+    let shift = word >> AGAIN_SHIFT & NO_SHIFT;
+    (word & SYN_AGAIN != 0).then_some((shift != NO_SHIFT).then_some(shift as u8))
+}
+
+/// After the server's agreement to begin anew.
+pub(super) fn begun_anew() -> u32 {
+    State::SynReceived as u32
+}
+
 /// Whether a connection is left to another node.
 pub(super) fn is_forwarded(word: u32) -> bool {
     word & FORWARDED != 0
