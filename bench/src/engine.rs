@@ -8,7 +8,7 @@
 use crate::alloc;
 use fairway_dataplane::stages::Stages;
 use fairway_dataplane::testkit::{World, WorldConfig, addr, packet};
-use fairway_dataplane::wire::{ETH_LEN, be16, proto, vxlan};
+use fairway_dataplane::wire::{ETH_LEN, be16, proto, tcp_flags, vxlan};
 use fairway_dataplane::{clock, process};
 use fairway_pmd::{Burst, MAX_BURST};
 use fairway_tables::stats::{Counter, Stage};
@@ -46,11 +46,15 @@ pub enum Case {
     Masquerade,
     /// The answer to that: translated back.
     MasqueradeReply,
+    /// TCP from pod to pod on the same node, each segment with new numbers.
+    Tcp,
+    /// The same where windows are tracked.
+    TcpStrict,
 }
 
 impl Case {
     /// All, in the order of reports.
-    pub const ALL: [Case; 8] = [
+    pub const ALL: [Case; 10] = [
         Case::PodToPod,
         Case::Vxlan,
         Case::Ipip,
@@ -59,6 +63,8 @@ impl Case {
         Case::ServiceVxlanReply,
         Case::Masquerade,
         Case::MasqueradeReply,
+        Case::Tcp,
+        Case::TcpStrict,
     ];
 
     /// Its name in reports.
@@ -72,12 +78,18 @@ impl Case {
             Case::ServiceVxlanReply => "service_vxlan_reply",
             Case::Masquerade => "masquerade",
             Case::MasqueradeReply => "masquerade_reply",
+            Case::Tcp => "tcp",
+            Case::TcpStrict => "tcp_strict",
         }
     }
 
     /// Whether the packets are answers, which come in by the uplink.
     fn is_reply(self) -> bool {
         matches!(self, Case::ServiceVxlanReply | Case::MasqueradeReply)
+    }
+
+    fn is_tcp(self) -> bool {
+        matches!(self, Case::Tcp | Case::TcpStrict)
     }
 }
 
@@ -141,7 +153,7 @@ impl Scenario {
             pods: CLIENTS + SERVERS,
             nodes: NODES,
             // A reply is answered where its request passed: the table holds both directions.
-            flows: if case.is_reply() { 2 * flows } else { flows },
+            flows: if case.is_reply() || case.is_tcp() { 2 * flows } else { flows },
             connections: (flows + flows / 8 + 1024) as u32,
             frames: 1024,
         });
@@ -152,6 +164,7 @@ impl Scenario {
         };
         (0..NODES).for_each(|n| world.set_way(n, way));
         world.open_outside();
+        world.worker.conntrack = world.worker.conntrack.clone().tcp_liberal(case != Case::TcpStrict);
         for n in 0..services {
             let (low, pod) = (n as u8, 10 + (n % 200) as u8);
             let node = |b: u8| low.wrapping_mul(7).wrapping_add(b * 5) % NODES;
@@ -199,6 +212,7 @@ impl Scenario {
                     (port, udp(&headers, sport, outside(flow).1))
                 }
                 Case::MasqueradeReply => self.reply_from_outside(flow),
+                Case::Tcp | Case::TcpStrict => self.segment_to_pod(flow),
             };
             self.packet_len = bytes.len();
             self.packets.extend_from_slice(&bytes);
@@ -215,6 +229,37 @@ impl Scenario {
         let backend = [inner_dst[0], inner_dst[1], inner_dst[2], inner_dst[3]];
         let inner = udp(&addr::from_remote(backend, headers.src), 8080, sport);
         (addr::UPLINK, packet::encapsulate(&addr::encap_from(node), &inner, 50_000))
+    }
+
+    /// Opens a connection whose server offers as much as can be, and makes its first segment.
+    fn segment_to_pod(&mut self, flow: usize) -> (PortId, Vec<u8>) {
+        const ACK: u8 = tcp_flags::ACK;
+        let server = CLIENTS + (flow / 7 % usize::from(SERVERS)) as u16;
+        let (port, headers, sport) = client_headers(flow, addr::pod(server));
+        let answers = addr::from_pod(server, headers.src);
+        let segment = |flags, seq, ack, shift| packet::Segment { flags, seq, ack, window: 0xffff, shift };
+        let of_client = |flags, seq, shift| headers.segment(sport, 9000, &segment(flags, seq, 1, shift), &[]);
+        let of_server = |flags, seq, shift| answers.segment(9000, sport, &segment(flags, seq, 1, shift), &[]);
+        let shift = Some(14);
+        let opening = [
+            (port, of_client(tcp_flags::SYN, 0, shift)),
+            (addr::pod_port(server), of_server(tcp_flags::SYN | ACK, 0, shift)),
+            (port, of_client(ACK, 1, None)),
+            (addr::pod_port(server), of_server(ACK, 1, None)),
+        ];
+        for (port, frame) in opening {
+            self.world.send(port, &frame).expect("the segments of a handshake pass");
+        }
+        let payload = [0x5a; FRAME_LEN - ETH_LEN - 40];
+        (port, headers.segment(sport, 9000, &segment(ACK, 1, 1, None), &payload))
+    }
+
+    /// Gives a flow's next packet the next numbers. Nobody looks at its checksum.
+    fn number_next(&mut self, flow: usize) {
+        let at = flow * self.packet_len + ETH_LEN + 20 + 4;
+        let seq = &mut self.packets[at..at + 4];
+        let next = u32::from_be_bytes([seq[0], seq[1], seq[2], seq[3]]) + (FRAME_LEN - ETH_LEN - 40) as u32;
+        seq.copy_from_slice(&next.to_be_bytes());
     }
 
     /// Sends a flow's first packet outside, and makes the answer from what came out.
@@ -261,6 +306,9 @@ impl Scenario {
                 frame.set_port(port);
                 burst.push(frame);
             }
+        }
+        if self.case.is_tcp() {
+            flows.iter().for_each(|flow| self.number_next(*flow));
         }
         let World { reader, worker, now, cache, tx, .. } = &mut self.world;
         let bursts = &mut self.rx[..flows.len().div_ceil(len)];

@@ -13,7 +13,8 @@ use crate::parse6::Parsed6;
 use crate::process::Run;
 use crate::state::WorkerState;
 use crate::walk::{self, Bound, Way};
-use crate::wire::{ETH_LEN, TCP_LEN, be16, ipv4, ipv6, tcp};
+use crate::wire::tcp::Segment;
+use crate::wire::{ETH_LEN, TCP_LEN, be16, ipv4, ipv6, proto, tcp};
 use fairway_pmd::Frame;
 use fairway_tables::{DropReason, Ip, Settings, View};
 
@@ -32,6 +33,8 @@ pub(crate) trait Parcel: Copy + Into<Stored> {
     fn tcp_flags(&self) -> u8;
     /// TTL or hop limit.
     fn ttl(&self) -> u8;
+    /// What its TCP header says; `None` if it is not TCP, or has none since it is a later fragment.
+    fn segment(&self, frame: &Frame) -> Option<Segment>;
     /// Length of the IP packet in bytes.
     fn ip_len(&self) -> u16;
     /// Whether it came from a tunnel.
@@ -117,6 +120,11 @@ impl Parcel for Parsed {
     #[inline(always)]
     fn ttl(&self) -> u8 {
         self.ttl
+    }
+
+    fn segment(&self, frame: &Frame) -> Option<Segment> {
+        (self.proto() == proto::TCP).then_some(())?;
+        segment(frame, self.l2, self.ip_header_len, self.ip_len, self.part)
     }
 
     #[inline(always)]
@@ -248,6 +256,11 @@ impl Parcel for Parsed6 {
         self.hop_limit
     }
 
+    fn segment(&self, frame: &Frame) -> Option<Segment> {
+        (self.proto() == proto::TCP).then_some(())?;
+        segment(frame, self.l2, self.l4, self.ip_len, self.part)
+    }
+
     #[inline(always)]
     fn ip_len(&self) -> u16 {
         self.ip_len
@@ -359,6 +372,16 @@ fn sender(tables: View<'_>, ingress: u16, outer: u32) -> Option<Ip> {
         flow::FlowKey::TUNNEL6 => tables.numbered_tunnel(outer).map(|(node, _)| node),
         _ => None,
     }
+}
+
+/// Reads the TCP segment at `l4` of the IP packet of `ip_len` bytes.
+fn segment(frame: &Frame, l2: u16, l4: u16, ip_len: u16, part: Part) -> Option<Segment> {
+    if part == Part::Later {
+        return None;
+    }
+    let ip = usize::from(l2) + ETH_LEN;
+    let bytes = frame.bytes().get(ip + usize::from(l4)..ip + usize::from(ip_len));
+    Some(bytes.map_or(Segment::NONSENSE, |bytes| Segment::parse(bytes, part == Part::Whole)))
 }
 
 /// Clamps the TCP segment at `l4` of the IP packet of `ip_len` bytes; `payload_len` is what an IP packet carries. Options

@@ -37,6 +37,8 @@ pub mod parse6;
 #[cfg(not(loom))]
 mod process;
 #[cfg(not(loom))]
+mod serve;
+#[cfg(not(loom))]
 pub mod sleep;
 #[cfg(not(loom))]
 pub mod stages;

@@ -45,6 +45,9 @@ struct Args {
     /// How long connections last without a packet, as NAME=SECONDS; may be repeated (docs/conntrack.md has the names)
     #[arg(long)]
     conntrack_timeout: Vec<String>,
+    /// Whether TCP is tracked liberally: false drops what is outside of its connection's windows (docs/conntrack.md)
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    conntrack_tcp_liberal: bool,
     /// Say whether this program could take over from a running one with these options, and end
     #[arg(long, hide = true)]
     check_restart: bool,
@@ -110,5 +113,6 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
         flows: args.flows as usize,
         connections: args.connections,
         timeouts,
+        tcp_liberal: args.conntrack_tcp_liberal,
     })
 }

@@ -15,13 +15,13 @@
 //! time the worker's store of early fragments or, with a reason counted, `cache` (invariants I1 and I2).
 
 use crate::clock::Now;
-use crate::conntrack::Conntrack;
 use crate::exception::{self, Answer};
 use crate::family::Parcel;
 use crate::flow::{Binding, Flow, FlowEntry6, FlowKey, Templates};
 use crate::icmp_error;
 use crate::parse::{Class, Ingress, Parsed, parse, parse_unusual, parse_usual};
 use crate::parse6::{Class6, parse6};
+use crate::serve::serves;
 use crate::state::WorkerState;
 use crate::tx::TxBatches;
 use crate::walk::{self, Outcome};
@@ -97,6 +97,9 @@ pub fn process(
             _ => NOT_FOUND,
         };
     }
+    if worker.conntrack.is_strict() {
+        load_connections(worker, packets);
+    }
     worker.stages.lap(Stage::FlowLookup, count);
 
     let mut run = Run { worker, tables, port: &port, now, cache, tx, hits: 0 };
@@ -128,6 +131,13 @@ pub fn process(
     worker.stages.lap(Stage::Rewrite, count);
     worker.stages.since(Stage::Burst, burst_start);
     worker.counters.add(Counter::FlowHits, hits);
+}
+
+/// Loads what the connection table has of a burst's flows, before the first packet has to wait for it.
+#[cold]
+fn load_connections(worker: &WorkerState, packets: &[Packet]) {
+    let found = packets.iter().filter(|packet| packet.slot != NOT_FOUND);
+    worker.conntrack.load(found.map(|packet| worker.flows.entry(packet.slot as usize).binding().conn));
 }
 
 /// Carries a tunnel's congestion mark over to the packet inside, which is then like any other.
@@ -325,8 +335,10 @@ impl Run<'_> {
         slot: usize,
         frame: &mut Frame,
     ) -> Option<Result<u16, DropReason>> {
-        if !serves(self.worker, slot, packet, self.now) {
-            return None;
+        match serves(self.worker, slot, packet, frame, self.now) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(reason) => return Some(Err(reason)),
         }
         self.hits += 1;
         Some(forward_by(self.worker, frame, packet, slot))
@@ -336,8 +348,10 @@ impl Run<'_> {
     #[inline(always)]
     fn first_pass(&mut self, packet: &mut Packet, frame: &mut Frame) -> Fate {
         let slot = packet.slot as usize;
-        if !serves(self.worker, slot, &packet.parsed, self.now) {
-            return Fate::Open;
+        match serves(self.worker, slot, &packet.parsed, frame, self.now) {
+            Ok(true) => {}
+            Ok(false) => return Fate::Open,
+            Err(reason) => return Fate::Refused(reason),
         }
         self.hits += 1;
         let entry = self.worker.flows.entry(slot);
@@ -381,7 +395,7 @@ impl Run<'_> {
     fn miss<P: Parcel>(&mut self, packet: &P, hash: u64, frame: &mut Frame) -> Result<u16, DropReason> {
         let worker = &mut *self.worker;
         if let Some(slot) = P::flows(worker).find(hash, packet.key()) {
-            if serves(worker, slot, packet, self.now) {
+            if serves(worker, slot, packet, frame, self.now)? {
                 // An earlier packet of this burst has just walked.
                 worker.counters.add(Counter::FlowHits, 1);
                 return forward_by(worker, frame, packet, slot);
@@ -393,7 +407,8 @@ impl Run<'_> {
         }
         worker.counters.add(Counter::FlowMisses, 1);
         let start = worker.stages.start();
-        let outcome = walk::walk(worker, self.tables, self.port, packet, self.now);
+        let segment = if worker.conntrack.is_strict() { packet.segment(frame) } else { None };
+        let outcome = walk::walk(worker, self.tables, self.port, packet, segment.as_ref(), self.now);
         worker.stages.since(Stage::SlowPath, start);
         match outcome? {
             Outcome::Forward(entry) => {
@@ -447,39 +462,6 @@ impl Run<'_> {
         self.worker.counters.dropped(reason, self.port.port.0);
         self.cache.free(frame);
     }
-}
-
-/// Whether a found flow may serve this packet: the tables still say so, and its connection is alive.
-#[inline(always)]
-fn serves<P: Parcel>(worker: &mut WorkerState, slot: usize, packet: &P, now: Now) -> bool {
-    let (flows, conntrack, freshness) = P::parts(worker);
-    let entry = flows.entry(slot);
-    if !freshness.is_fresh(entry.binding()) {
-        return false;
-    }
-    let control = packet.tcp_flags() & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST);
-    if control != 0 || entry.binding().touched != now.tick() {
-        let binding = flows.entry_mut(slot).binding_mut();
-        return refresh(binding, conntrack, packet.proto(), packet.tcp_flags(), now);
-    }
-    true
-}
-
-/// Tells the connection table of a control bit, or that the flow lives. `false` if the packet must be walked.
-#[cold]
-fn refresh(binding: &mut Binding, conntrack: &Conntrack, proto: u8, flags: u8, now: Now) -> bool {
-    let opens = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-    if opens {
-        // May begin a new connection on an old tuple: the walk decides.
-        return false;
-    }
-    if let Some((conn, direction)) = binding.connection()
-        && !conntrack.update(conn, proto, direction, flags, now.seconds)
-    {
-        return false;
-    }
-    binding.touched = now.tick();
-    true
 }
 
 /// Rewrites a packet as the flow in a slot says; returns the output port.

@@ -84,6 +84,8 @@ reasons! {
     EcnLost = "ecn-lost",
     /// A TCP reset that belongs to no connection.
     StrayReset = "stray-reset",
+    /// A TCP segment outside of its connection's window, or whose header makes no sense, where windows are tracked.
+    OutOfWindow = "tcp-out-of-window",
     /// The connection table is full of what is worth more than a new flow.
     ConntrackFull = "conntrack-full",
     /// The source has as many connections without an answer under way as one source may have.

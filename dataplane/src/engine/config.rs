@@ -26,6 +26,8 @@ pub struct Config {
     pub connections: u32,
     /// How long they last without a packet.
     pub timeouts: Timeouts,
+    /// Whether TCP connections' windows are left alone.
+    pub tcp_liberal: bool,
 }
 
 /// Why the options are refused.

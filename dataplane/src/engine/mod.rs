@@ -173,11 +173,12 @@ pub fn run(config: &Config, process: &Process, left: Option<Handover>) -> Result
         };
         (conntrack.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), start)
     });
-    let (conntrack, start) = (conntrack?, start?);
+    let (conntrack, start) = (conntrack?.tcp_liberal(config.tcp_liberal), start?);
     let Some(tables) = wait_for_tables(run_dir, "engine", &process.stop)? else { return Ok(()) };
     tracing::info!(
         generation = tables.view().generation(),
         connections = conntrack.summary().used,
+        tcp_liberal = config.tcp_liberal,
         frames = config.frames,
         huge_pages = start.af_xdp.umem().has_huge_pages(),
         cores = ?cores.iter().map(|core| core.id).collect::<Vec<_>>(),

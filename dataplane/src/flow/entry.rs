@@ -33,7 +33,7 @@ pub trait Flow: Pod {
 pub struct Binding {
     /// The [`Freshness`](crate::Freshness) stamp under which the entry was compiled.
     pub stamp: u32,
-    /// [`Binding::NAT`], [`Binding::REPLY`], [`Binding::CLAMP_MSS`], at most one encapsulation, perhaps over IPv6; in the upper half the [`Dependency`].
+    /// [`Binding::NAT`], [`Binding::REPLY`], [`Binding::CLAMP_MSS`], [`Binding::WINDOWS`], at most one encapsulation, perhaps over IPv6; in the upper half the [`Dependency`].
     pub flags: u32,
     /// The connection in the connection table.
     pub conn: u32,
@@ -66,6 +66,9 @@ impl Binding {
     pub const CLAMP_MSS: u32 = 32;
     /// The outer header of the encapsulation is IPv6.
     pub const OVER_IPV6: u32 = 64;
+    /// The connection's TCP windows are tracked: every packet is shown to the connection table, for which `touched` is never
+    /// the present tick.
+    pub const WINDOWS: u32 = 128;
     /// All that says how packets are encapsulated.
     pub const ENCAPSULATIONS: u32 = Self::VXLAN | Self::IPIP | Self::UDP_TUNNEL | Self::OVER_IPV6;
     /// No connection stands behind the flow.

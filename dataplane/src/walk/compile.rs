@@ -100,8 +100,12 @@ fn binding(
     if bound.arrives != bound.leaves {
         flags |= Binding::NAT;
     }
-    if worker.clamp_mss && bound.arrives.proto == proto::TCP {
+    let is_tcp = bound.arrives.proto == proto::TCP;
+    if worker.clamp_mss && is_tcp {
         flags |= Binding::CLAMP_MSS;
+    }
+    if worker.conntrack.is_strict() && is_tcp && bound.conn.is_some() && bound.via.is_none() {
+        flags |= Binding::WINDOWS;
     }
     if matches!(bound.conn, Some((_, Direction::Reply))) {
         flags |= Binding::REPLY;
@@ -115,7 +119,7 @@ fn binding(
         conn_generation,
         // A TCP flow's next packet is told to the connection table too: it may complete the handshake. And any flow's that
         // is left to another node: it says that there was an answer.
-        touched: now.tick().wrapping_sub(u32::from(bound.arrives.proto == proto::TCP || bound.via.is_some())),
+        touched: now.tick().wrapping_sub(u32::from(is_tcp || bound.via.is_some())),
         template,
         out_port: way.port.0,
         mtu: way.mtu.min(u32::from(u16::MAX)) as u16,

@@ -5,11 +5,12 @@ use super::dsr;
 use super::service::{self, Candidates, Choice};
 use super::snat::{self, Sources};
 use crate::clock::Now;
-use crate::conntrack::{ConnRef, Conntrack, Direction, Found, InsertError, Inserted, State, Tuple};
+use crate::conntrack::{ConnRef, Conntrack, Direction, Found, InsertError, Inserted, State, Tracked, Tuple};
 use crate::family::Parcel;
 use crate::freshness::Dependency;
 use crate::parse::Ingress;
 use crate::state::WorkerState;
+use crate::wire::tcp::Segment;
 use crate::wire::{proto, tcp_flags};
 use fairway_tables::stats::Counter;
 use fairway_tables::{DropReason, NextHop, PortKind, ServiceView, View};
@@ -38,6 +39,7 @@ pub(super) fn find_or_begin(
     tables: View<'_>,
     ingress: &Ingress,
     packet: &impl Parcel,
+    segment: Option<&Segment>,
     now: Now,
 ) -> Result<Bound, DropReason> {
     let tuple = packet.tuple();
@@ -45,12 +47,15 @@ pub(super) fn find_or_begin(
         // What another node left to this one is not left to a third.
         let sent_on = found.via.is_some() && packet.is_tunnelled();
         let reused = opens(packet) && found.state.may_be_reused() || sent_on;
-        if !reused && !lost_its_backend(tables, &found, &tuple, packet) && !lost_its_source(tables, &found) {
-            return Ok(known(worker, tables, &found, tuple, packet, now));
+        // Where windows are tracked, a SYN is no proof that an established connection begins anew.
+        let hardly_begun = segment.is_none() || matches!(found.state, State::New | State::SynReceived);
+        let lost = hardly_begun && lost_its_backend(tables, &found, &tuple, packet);
+        if !reused && !lost && !lost_its_source(tables, &found) {
+            return known(worker, tables, &found, tuple, packet, segment, now);
         }
         worker.conntrack.remove(found.conn);
     }
-    begin(worker, tables, ingress, packet, now)
+    begin(worker, tables, ingress, packet, segment, now)
 }
 
 fn opens(packet: &impl Parcel) -> bool {
@@ -87,9 +92,20 @@ fn known(
     found: &Found,
     tuple: Tuple,
     packet: &impl Parcel,
+    segment: Option<&Segment>,
     now: Now,
-) -> Bound {
-    worker.conntrack.update(found.conn, tuple.proto, found.direction, packet.tcp_flags(), now.seconds);
+) -> Result<Bound, DropReason> {
+    let (conntrack, conn, direction) = (&worker.conntrack, found.conn, found.direction);
+    match segment.filter(|_| found.via.is_none()) {
+        Some(segment) => {
+            if conntrack.track(conn, direction, segment, now.seconds) == Tracked::Outside {
+                return Err(DropReason::OutOfWindow);
+            }
+        }
+        None => {
+            conntrack.update(conn, tuple.proto, direction, packet.tcp_flags(), now.seconds);
+        }
+    }
     let leaves = found.translated();
     // Only a request's translation follows from a service (see `lost_its_backend`), or what takes its place.
     let is_translated = leaves.dst != tuple.dst || leaves.dport != tuple.dport || found.via.is_some();
@@ -101,7 +117,7 @@ fn known(
         None => Dependency::NONE,
     };
     let via = dsr::way_of(service, found);
-    Bound { arrives: tuple, leaves, conn: Some((found.conn, found.direction)), via, dependency }
+    Ok(Bound { arrives: tuple, leaves, conn: Some((conn, direction)), via, dependency })
 }
 
 /// Begins the connection of a packet that belongs to none.
@@ -110,6 +126,7 @@ fn begin(
     tables: View<'_>,
     ingress: &Ingress,
     packet: &impl Parcel,
+    segment: Option<&Segment>,
     now: Now,
 ) -> Result<Bound, DropReason> {
     let tuple = packet.tuple();
@@ -118,6 +135,9 @@ fn begin(
     }
     if tuple.proto == proto::TCP && packet.tcp_flags() & tcp_flags::RST != 0 {
         return Err(DropReason::StrayReset);
+    }
+    if segment.is_some_and(Segment::is_nonsense) {
+        return Err(DropReason::OutOfWindow);
     }
     let candidates = Candidates::of(worker, tables, ingress, packet, now)?;
     let choice = match &candidates {
@@ -134,7 +154,7 @@ fn begin(
         None => {
             let secret = worker.conntrack.secret();
             let sources = Sources::of(tables, ingress, &tuple, choice.leaves, choice.masquerade, secret)?;
-            insert(&worker.conntrack, packet, sources, id, now)
+            insert(&worker.conntrack, packet, segment, sources, id, now)
         }
     };
     match inserted? {
@@ -147,7 +167,7 @@ fn begin(
             let conn = Some((conn, Direction::Original));
             Ok(Bound { arrives: tuple, leaves, conn, via: choice.via, dependency })
         }
-        New::Exists(found) => Ok(known(worker, tables, &found, tuple, packet, now)),
+        New::Exists(found) => known(worker, tables, &found, tuple, packet, segment, now),
     }
 }
 
@@ -172,13 +192,15 @@ enum New {
 fn insert(
     conntrack: &Conntrack,
     packet: &impl Parcel,
+    segment: Option<&Segment>,
     sources: Sources,
     service: Option<u32>,
     now: Now,
 ) -> Result<New, DropReason> {
     let tuple = packet.tuple();
-    let try_to = |leaves: &Tuple| {
-        conntrack.insert(&tuple, &leaves.reversed(), packet.tcp_flags(), service, now.seconds)
+    let try_to = |leaves: &Tuple| match segment {
+        Some(segment) => conntrack.insert_tracked(&tuple, &leaves.reversed(), segment, service, now.seconds),
+        None => conntrack.insert(&tuple, &leaves.reversed(), packet.tcp_flags(), service, now.seconds),
     };
     // A connection that is over gives up its tuple only where none is free: a server that remembers it would take the
     // sequence numbers of another for old ones, even those of the same client (RFC 9293 section 3.6.1). One that was

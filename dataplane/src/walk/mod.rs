@@ -22,6 +22,7 @@ use crate::conntrack::Tuple;
 use crate::family::Parcel;
 use crate::parse::Ingress;
 use crate::state::WorkerState;
+use crate::wire::tcp::Segment;
 use fairway_pmd::Frame;
 use fairway_tables::{DropReason, PortKind, View};
 
@@ -35,19 +36,21 @@ pub(crate) enum Outcome<E> {
     Gateway,
 }
 
-/// Walks a packet that belongs to a connection, which is found or begun.
+/// Walks a packet that belongs to a connection, which is found or begun; `segment` is what it says of windows, where those are
+/// tracked.
 pub(crate) fn walk<P: Parcel>(
     worker: &mut WorkerState,
     tables: View<'_>,
     ingress: &Ingress,
     packet: &P,
+    segment: Option<&Segment>,
     now: Now,
 ) -> Result<Outcome<P::Entry>, DropReason> {
     source::check(worker, tables, ingress, packet, None)?;
     if is_for_the_gateway(worker, tables, &packet.tuple()) {
         return Ok(Outcome::Gateway);
     }
-    let bound = connection::find_or_begin(worker, tables, ingress, packet, now)?;
+    let bound = connection::find_or_begin(worker, tables, ingress, packet, segment, now)?;
     let way = route::resolve(tables, ingress, &bound)?;
     let entry = packet.compile(worker, &bound, &way, now)?;
     Ok(if bound.conn.is_none() { Outcome::Once(entry) } else { Outcome::Forward(entry) })
