@@ -31,6 +31,8 @@ mod hash;
 #[cfg(not(loom))]
 pub mod icmp_error;
 #[cfg(not(loom))]
+pub mod mailbox;
+#[cfg(not(loom))]
 pub mod parse;
 #[cfg(not(loom))]
 pub mod parse6;
