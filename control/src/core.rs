@@ -13,7 +13,7 @@ use crate::model::Key;
 use crate::object::{Kind, Object};
 use crate::publisher::Publisher;
 use crate::room::DEFAULT_MAX_MIB;
-use fairway_tables::{ApplyError, Ip, Prefix, Writer};
+use fairway_tables::{ApplyError, Ip, Prefix, ServiceKey, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,6 +97,7 @@ pub struct Core {
     checks_are_old: bool,
     /// Raised when the plan of the fallback may have changed.
     fallback_epoch: u64,
+    node_ports: BTreeSet<ServiceKey>,
     traffic: Traffic,
     /// Pod ranges of other nodes that the kernel would not reach.
     not_carried: BTreeSet<Prefix>,
@@ -133,6 +134,7 @@ impl Core {
             plan_is_old: true,
             checks_are_old: true,
             fallback_epoch: 0,
+            node_ports: BTreeSet::new(),
             traffic: Traffic::default(),
             not_carried: BTreeSet::new(),
         }
@@ -163,13 +165,29 @@ impl Core {
         self.publish(touched);
     }
 
+    /// Whether there are other node ports now; their backends concern nobody here.
+    fn note_node_ports(&mut self, touched: &BTreeSet<Key>) -> bool {
+        let mut changed = false;
+        for key in touched {
+            if let Key::Service(service) = key
+                && [ServiceKey::NODE_PORTS, ServiceKey::NODE_PORTS6].contains(&service.ip)
+            {
+                changed |= match self.index.model().contains_key(key) {
+                    true => self.node_ports.insert(*service),
+                    false => self.node_ports.remove(service),
+                };
+            }
+        }
+        changed
+    }
+
     fn publish(&mut self, touched: BTreeSet<Key>) {
         if !(self.objects_listed && self.kernel_listed) {
             self.held_back = touched;
             return;
         }
         let concerns_fallback = |key: &Key| !matches!(key, Key::Service(_) | Key::Neighbour(_));
-        if touched.iter().any(concerns_fallback) {
+        if self.note_node_ports(&touched) || touched.iter().any(concerns_fallback) {
             self.fallback_epoch += 1;
         }
         self.publisher.publish(self.index.model(), touched);

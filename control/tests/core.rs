@@ -189,3 +189,27 @@ fn the_api_answers_over_its_socket_and_says_when_nobody_is_there() {
         assert!(!dir.path().join(SOCKET).exists(), "the socket goes with the server");
     });
 }
+
+#[test]
+fn what_only_the_engine_knows_is_kept_from_the_nodes_own_stack() {
+    let (writer, _) = Tables::heap(Capacities::default());
+    let mut core = Core::new(options(Path::new("/nowhere")), writer);
+    core.take(files(&cluster()), vec![]);
+    core.take(vec![], kernel(&["p"]));
+    let guarded = core.fallback_plan().expect("a plan").guarded;
+    assert_eq!(guarded.links.into_iter().collect::<Vec<_>>(), [2], "the uplink");
+    assert_eq!(guarded.addresses.into_iter().collect::<Vec<_>>(), [Ip::v4([192, 0, 2, 1])]);
+    assert_eq!(guarded.ports, [61000..=65535]);
+
+    let before = core.fallback_epoch();
+    let mut changed = cluster();
+    changed[2].1 = changed[2].1.replace("spec:\n  clusterIP", "spec:\n  type: NodePort\n  clusterIP");
+    changed[2].1 = changed[2].1.replace("port: 80,", "port: 80, nodePort: 30080,");
+    core.take(files(&changed), vec![]);
+    assert_eq!(core.fallback_plan().expect("a plan").guarded.ports, [61000..=65535, 30080..=30080]);
+    let now = core.fallback_epoch();
+    assert!(now > before, "the kernel is told of a node port at once");
+    changed.push(("slice.yaml", slice("web-3", "web", &["10.244.2.5"])));
+    core.take(files(&changed), vec![]);
+    assert_eq!(core.fallback_epoch(), now, "and of endpoints not at all");
+}

@@ -38,13 +38,16 @@ pub struct Options {
     pub uplink_queues: u8,
     /// Whether nodes and pods have IPv6 addresses too: those [beside](ipv6_of) their IPv4 ones.
     pub dual_stack: bool,
+    /// Whether the two nodes are joined by a cable (one veth) instead of a switch, so that a measurement has nothing between
+    /// them. Then nobody else can be joined, and no capture taken.
+    pub cable: bool,
     /// Whether it may outlive this process; see [`Testbed::leave_running`].
     pub keep: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 2, uplink_queues: 1, dual_stack: false, keep: false }
+        Options { nodes: 2, uplink_queues: 1, dual_stack: false, cable: false, keep: false }
     }
 }
 
@@ -144,7 +147,9 @@ impl Testbed {
             switch: None,
             left_running: false,
         };
-        testbed.add_switch()?;
+        if !testbed.options.cable {
+            testbed.add_switch()?;
+        }
         for number in 1..=testbed.options.nodes {
             testbed.add_node(number)?;
         }
@@ -179,6 +184,19 @@ impl Testbed {
             die_with_parent: !self.options.keep,
         };
         self.nodes.push(Node::new(spec, netns)?);
+        if self.options.cable && number == 2 {
+            self.add_cable()?;
+        }
+        Ok(())
+    }
+
+    fn add_cable(&self) -> Result<()> {
+        let end = VethEnd { name: UPLINK, mac: None };
+        let [one, two] = [self.nodes[0].netns(), self.nodes[1].netns()];
+        one.add_veth(end, two, end, UPLINK_MTU, self.options.uplink_queues.into())?;
+        for node in &self.nodes {
+            self.set_up_uplink(node.netns(), node.ip())?;
+        }
         Ok(())
     }
 
@@ -200,6 +218,10 @@ impl Testbed {
         let other = VethEnd { name: &port, mac: None };
         netns.add_veth(VethEnd { name: UPLINK, mac: None }, switch, other, UPLINK_MTU, queues.into())?;
         switch.ip(["link", "set", &port, "master", UPLINK_BRIDGE, "up"])?;
+        self.set_up_uplink(netns, ip)
+    }
+
+    fn set_up_uplink(&self, netns: &Netns, ip: Ipv4Addr) -> Result<()> {
         netns.ip(["addr", "add", &format!("{ip}/24"), "dev", UPLINK])?;
         if self.options.dual_stack {
             dual_stack::allow_ipv6(netns, &["lo", UPLINK])?;
@@ -302,13 +324,18 @@ impl Testbed {
 
     /// Starts `fairway-pod` with the given arguments in a pod; [`Testbed::finish_client`] takes its answer.
     pub fn start_client(&self, id: PodId, args: &[&str]) -> Result<Process> {
+        let pod = self.pod(id);
+        self.start_client_in(&pod.netns, &format!("pod {}", pod.name), args)
+    }
+
+    /// The same in any namespace, which is called `place`.
+    pub fn start_client_in(&self, netns: &Netns, place: &str, args: &[&str]) -> Result<Process> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pod = self.pod(id);
-        let mut command = pod.netns.command(program(&self.bin_dir, "fairway-pod")?);
+        let mut command = netns.command(program(&self.bin_dir, "fairway-pod")?);
         command.args(args);
-        let name = format!("client in pod {}", pod.name);
-        Process::spawn(&name, command, &self.dir.join(format!("client-{number}.log")), true)
+        let log = self.dir.join(format!("client-{number}.log"));
+        Process::spawn(&format!("client in {place}"), command, &log, true)
     }
 
     /// Waits for the end of a client that was started in the background and returns its JSON answer.

@@ -1,20 +1,23 @@
 //! Source translation with real kernels at both ends (docs/nat.md): pods reach the outside with the node's address over
 //! TCP, UDP and ICMP in both families, themselves through their Service, and one backend through several Services from one
-//! port; errors find their way back; a restart of the engine in the middle ends nothing.
+//! port; errors find their way back; a restart of the engine in the middle ends nothing, neither do deaths with packets on their
+//! way, through node ports too.
 
 mod common;
 
 use common::Cluster;
+use common::load::{self, Streams};
 use fairway_control::names;
 use fairway_tests::gate;
 use fairway_tests::netns::Netns;
 use fairway_tests::ping::ping;
 use fairway_tests::pod::client::Summary;
+use fairway_tests::pod::stream::StreamSummary;
 use fairway_tests::process::Process;
 use fairway_tests::programs::{self, share_of_cores};
 use fairway_tests::station::Station;
 use fairway_tests::{sys, testbed};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(20);
@@ -24,6 +27,7 @@ const PORT6: u16 = 9090;
 const CLIENT6: &str = "fd00:244:1::10";
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 const NODE6: &str = "fd00:77::1";
+const NODE_PORT: u16 = 30080;
 
 /// A cluster beside a router that leads out, which knows the nodes and nothing of pods.
 struct World {
@@ -364,5 +368,43 @@ fn a_restart_of_the_engine_ends_no_translated_connection() {
     let after = world.flows(&OUTSIDE.to_string(), "tcp");
     assert!(after.iter().any(|flow| before.contains(&flow["seen_as"])), "{before:?} in {after:?}");
     assert!(ping(world.client(), OUTSIDE, 3, 84).expect("ping").complete());
+    world.cluster.stop_and_check_invariants();
+}
+
+/// Streams that send a record every 50 ms while the engine is away for half a second.
+const STREAMS: Streams =
+    Streams { count: 20, records: 120, record_bytes: 200, interval_ms: 50, timeout_ms: 30_000 };
+
+#[test]
+fn a_death_of_the_engine_ends_no_connection_to_a_node_port() {
+    if !gate::may_run("nat") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut world = World::start(1);
+    // The client is on the uplink's own subnet, where answers go by the node's own stack, as on any node of Kubernetes.
+    load::let_kernels_forward(&world.cluster);
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: web}}\nspec:\n  type: NodePort\n  \
+         clusterIP: 10.96.0.80\n  ports: [{{name: http, port: 80, nodePort: {NODE_PORT}}}]\n"
+    );
+    world.cluster.testbed.manifests().write("service-shop-web", &service).expect("service");
+    world.cluster.service.target_port = testbed::STREAM_PORT;
+    world.cluster.set_backends(&["web-1", "web-2"]);
+    let target = format!("{NODE}:{NODE_PORT}");
+    let waited = world.cluster.testbed.wait("the node port answers", READY, |_| {
+        let reached = world.outside.netns().inside(|| TcpStream::connect((NODE, NODE_PORT)).map(drop));
+        reached.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    });
+    waited.unwrap_or_else(|error| panic!("{error}"));
+    let client = load::start_streams_in(&world.cluster, world.outside.netns(), &target, STREAMS);
+    let node = world.cluster.testbed.node_mut(0);
+    node.dataplane().expect("it runs").kill();
+    // Every stream sends meanwhile; the node's own stack must not answer.
+    std::thread::sleep(Duration::from_millis(500));
+    node.start_dataplane(&["--cores", &share_of_cores(&sys::cores(), 0, 1)]).expect("started again");
+    let summary: StreamSummary = load::answer(&mut world.cluster, client, Duration::from_secs(60));
+    assert_eq!((summary.streams, summary.byte_exact), (STREAMS.count, STREAMS.count), "{:?}", summary.errors);
+    assert!(summary.longest_stall_ms >= 400, "the engine was away: {summary:?}");
     world.cluster.stop_and_check_invariants();
 }

@@ -9,6 +9,7 @@ use crate::names::{self, FALLBACK_FLANNEL_IF, FALLBACK_FLANNEL6_IF, FALLBACK_VXL
 use crate::object::Node;
 use fairway_tables::{Ip, Mac, Prefix, Vxlan};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 /// A VXLAN device of the kernel's: it speaks to the engines of other nodes as this node's engine does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +55,17 @@ pub enum Way {
     Direct(Ip),
 }
 
+/// What of the packets to the node itself only the engine can tell: answers to translated connections, and node ports.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Guarded {
+    /// The uplinks, by the kernel's numbers.
+    pub links: BTreeSet<u32>,
+    /// The node's addresses towards the outside, and those on which node ports answer.
+    pub addresses: BTreeSet<Ip>,
+    /// Translated source ports, and node ports.
+    pub ports: Vec<RangeInclusive<u16>>,
+}
+
 /// See the module's head.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FallbackPlan {
@@ -74,6 +86,8 @@ pub struct FallbackPlan {
     pub pods: BTreeMap<u32, PodPlan>,
     /// Whether this node has a pod range of IPv6.
     pub ipv6: bool,
+    /// What is kept from the node's own stack.
+    pub guarded: Guarded,
 }
 
 impl Index {
@@ -86,6 +100,7 @@ impl Index {
             mtu: self.pod_mtu(),
             pods: self.fallback_pods(ipv6),
             ipv6,
+            guarded: self.guarded(local),
             ..FallbackPlan::default()
         };
         if self.uplink.is_none() {
@@ -104,6 +119,18 @@ impl Index {
         let by_ipip = plan.ranges.values().any(|way| matches!(way, Way::Ipip(_)));
         plan.ipip = underlay_of(local, true).filter(|_| by_ipip);
         Some(plan)
+    }
+
+    fn guarded(&self, local: &Node) -> Guarded {
+        let outside = [true, false].into_iter().filter_map(|is_v4| underlay_of(local, is_v4));
+        let translated = &self.config.nat.snat_ports;
+        let node_ports = self.services.values().flat_map(|service| &service.ports).map(|port| port.node_port);
+        let node_ports = node_ports.filter(|port| *port != 0).map(|port| port..=port);
+        Guarded {
+            links: self.uplink.into_iter().chain(self.eni_ports.keys().copied()).collect(),
+            addresses: outside.chain(self.node_port_ips()).collect(),
+            ports: std::iter::once(translated.first..=translated.last).chain(node_ports).collect(),
+        }
     }
 
     /// How the kernel reaches a range of another node; `None` if it does not.

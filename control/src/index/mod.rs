@@ -20,7 +20,7 @@ mod ways;
 
 pub use compile::{HOST_PORT, UPLINK_PORT, host_address, is_link_local};
 pub use facts::{Facts, KernelEvent, Link};
-pub use fallback::{FallbackPlan, PodPlan, VxlanPlan, Way};
+pub use fallback::{FallbackPlan, Guarded, PodPlan, VxlanPlan, Way};
 pub use report::{HostPlan, Pending};
 pub use routes::{Hop, KernelRoute, Place, RouteKind, Routes};
 pub use services::{HealthCheck, NodePortAddresses};

@@ -2,6 +2,7 @@
 
 use super::Cluster;
 use fairway_tests::manifests::{EndpointSpec, ServiceSpec};
+use fairway_tests::netns::Netns;
 use fairway_tests::pod::probe::ProbeSummary;
 use fairway_tests::pod::stream::{ALL_OPEN, StreamSummary};
 use fairway_tests::process::{Process, wait_for};
@@ -84,12 +85,17 @@ pub(crate) fn open_streams(cluster: &mut Cluster, service: &ServiceSpec, streams
 
 /// Opens streams from the client's pod to an address and port.
 pub(crate) fn start_streams(cluster: &Cluster, target: &str, streams: Streams) -> Process {
+    start_streams_in(cluster, cluster.testbed.pod(cluster.client).netns(), target, streams)
+}
+
+/// The same from any namespace.
+pub(crate) fn start_streams_in(cluster: &Cluster, from: &Netns, target: &str, streams: Streams) -> Process {
     let Streams { count, records, record_bytes, interval_ms, timeout_ms } = streams;
     let numbers = [count, records, record_bytes, interval_ms, timeout_ms].map(|number| number.to_string());
     let [count, records, bytes, interval, timeout] = numbers.each_ref().map(String::as_str);
     let args = ["streams", target, "--count", count, "--records", records];
     let pace = ["--record-bytes", bytes, "--interval-ms", interval, "--timeout-ms", timeout];
-    let client = cluster.testbed.start_client(cluster.client, &[args, pace].concat()).expect("client");
+    let client = cluster.testbed.start_client_in(from, from.name(), &[args, pace].concat()).expect("client");
     let opened = wait_for("all streams are open", OPENING, || {
         Ok(if client.log().contains(ALL_OPEN) { Ok(()) } else { Err(client.log()) })
     });

@@ -1,12 +1,17 @@
-//! Keeps the fallback from ending connections through services. Their replies come from the backend's own address, and only
-//! the engine knows which service that was: a client that gets them as they are answers with a reset, and the
-//! backend gives up. Such a reset, of a connection that the sender does not know, has no ACK (RFC 9293 section 3.10.7.1),
-//! while those of aborted and refused connections have one. It is dropped where the fallback begins: no packet comes
-//! there while the engine runs.
+//! Keeps the node's own stack from ending connections that only the engine knows. A segment of a connection that a stack does not
+//! know is answered with a reset, and its sender gives up. Classic BPF programs at tc's ingress prevent that (tc-bpf(8), direct
+//! action), where no packet comes while the engine runs: that needs no program beside this process, and no more of the kernel
+//! than rtnetlink, `sch_ingress` and `cls_bpf`.
 //!
-//! A classic BPF program on the ingress of the engine's end of the host pair does it (tc-bpf(8), direct action): that needs
-//! no program beside this process, and no more of the kernel than rtnetlink, `sch_ingress` and `cls_bpf`.
+//! - On the engine's end of the host pair, resets are dropped. Replies to services' clients come from the backend's own address,
+//!   and only the engine knows which service that was; the client answers them with a reset. It has no ACK (RFC 9293 section
+//!   3.10.7.1), while those of aborted and refused connections have one.
+//! - On uplinks, segments and datagrams to the node's own addresses are dropped before the stack sees them: answers to pods whose
+//!   source is translated, and what belongs to a node port. A SYN passes, so that new connections are refused at once, and
+//!   so does a reset. `answers.rs` writes that program.
 
+use super::answers;
+use crate::index::Guarded;
 use crate::kernel::netlink::{Netlink, NetlinkError};
 use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -21,29 +26,29 @@ const OPS_LEN: u16 = 4;
 const OPS: u16 = 5;
 
 /// `struct sock_filter` of linux/filter.h: operation, how many instructions to skip if true and if false, operand.
-type Instruction = (u16, u8, u8, u32);
+pub(super) type Instruction = (u16, u8, u8, u32);
 
-const LOAD_BYTE: u16 = 0x30;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE_AT_X: u16 = 0x50;
-const X_IPV4_HEADER_LEN: u16 = 0xb1;
-const AND: u16 = 0x54;
-const SKIP: u16 = 0x05;
-const IF_EQUAL: u16 = 0x15;
-const IF_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
+pub(super) const LOAD_BYTE: u16 = 0x30;
+pub(super) const LOAD_HALF: u16 = 0x28;
+pub(super) const LOAD_BYTE_AT_X: u16 = 0x50;
+pub(super) const X_IPV4_HEADER_LEN: u16 = 0xb1;
+pub(super) const AND: u16 = 0x54;
+pub(super) const SKIP: u16 = 0x05;
+pub(super) const IF_EQUAL: u16 = 0x15;
+pub(super) const IF_ANY_BIT: u16 = 0x45;
+pub(super) const RETURN: u16 = 0x06;
 
-const ETHERNET: u32 = 14;
-const TCP: u32 = 6;
-const TCP_FLAGS: u32 = 13;
-const RST: u32 = 0x04;
-const ACK: u32 = 0x10;
+pub(super) const ETHERNET: u32 = 14;
+pub(super) const TCP: u32 = 6;
+pub(super) const TCP_FLAGS: u32 = 13;
+pub(super) const RST: u32 = 0x04;
+pub(super) const ACK: u32 = 0x10;
 /// `TC_ACT_SHOT` and `TC_ACT_UNSPEC` of linux/pkt_cls.h: drop it; let other filters say.
-const DROP: u32 = 2;
-const PASS: u32 = u32::MAX;
+pub(super) const DROP: u32 = 2;
+pub(super) const PASS: u32 = u32::MAX;
 
 /// Drops TCP resets without ACK. A packet that ends too early for a load passes.
-const PROGRAM: [Instruction; 17] = [
+const RESETS: [Instruction; 17] = [
     (LOAD_HALF, 0, 0, 12),
     (IF_EQUAL, 5, 0, 0x0800),
     (IF_EQUAL, 0, 12, 0x86dd),
@@ -68,7 +73,16 @@ const PROGRAM: [Instruction; 17] = [
 
 impl Netlink {
     /// Has the kernel drop resets without ACK that come in from this link; replaces the filter that is there.
-    pub(super) fn set_guard(&mut self, ifindex: u32) -> Result<(), NetlinkError> {
+    pub(super) fn drop_resets(&mut self, ifindex: u32) -> Result<(), NetlinkError> {
+        self.set_guard(ifindex, &RESETS)
+    }
+
+    /// Has the kernel drop what comes in from this uplink and is the engine's alone; replaces the filter that is there.
+    pub(super) fn drop_answers(&mut self, ifindex: u32, guarded: &Guarded) -> Result<(), NetlinkError> {
+        self.set_guard(ifindex, &answers::program(guarded))
+    }
+
+    fn set_guard(&mut self, ifindex: u32, program: &[Instruction]) -> Result<(), NetlinkError> {
         let mut qdisc = TcMessage::with_index(ifindex.cast_signed());
         qdisc.header.parent = TcHandle::CLSACT;
         qdisc.header.handle = TcHandle { major: u16::MAX, minor: 0 };
@@ -77,8 +91,8 @@ impl Netlink {
         let message = RouteNetlinkMessage::NewQueueDiscipline(qdisc);
         self.request(what, message, NLM_F_ACK | NLM_F_CREATE)?;
         let mut filter = guard(ifindex);
-        let program: Vec<u8> = PROGRAM.iter().copied().flat_map(bytes_of).collect();
-        let length = u16::try_from(PROGRAM.len()).unwrap_or_default().to_ne_bytes();
+        let length = u16::try_from(program.len()).unwrap_or_default().to_ne_bytes();
+        let program: Vec<u8> = program.iter().copied().flat_map(bytes_of).collect();
         filter.attributes.push(TcAttribute::Options(vec![
             TcOption::Bpf(TcFilterBpfOption::Other(DefaultNla::new(OPS_LEN, length.to_vec()))),
             TcOption::Bpf(TcFilterBpfOption::Other(DefaultNla::new(OPS, program))),

@@ -7,6 +7,7 @@
 //! ```
 //! Brought in line by difference, again and again. What others made is not touched.
 
+mod answers;
 mod devices;
 mod guard;
 mod requests;
@@ -16,7 +17,7 @@ pub use state::{Identity, TABLE};
 
 use super::netlink::{Netlink, NetlinkError};
 use super::sysctl::{answer_arp, answers_arp, forward_ipv6, loose_or_off, may_forward_ipv6, reset, sysctl};
-use crate::index::{FallbackPlan, Way};
+use crate::index::{FallbackPlan, Guarded, Way};
 use crate::names::{
     FALLBACK_IPIP_IF, GATEWAY_IP6, GATEWAY_MAC, HOST_ENGINE_IF, HOST_KERNEL_IF, is_host_veth, link_local,
 };
@@ -60,6 +61,12 @@ pub enum FallbackError {
          nothing while the engine is not running; load the modules sch_ingress and cls_bpf"
     )]
     Guard(NetlinkError),
+    /// Answers to translated connections cannot be told apart.
+    #[error(
+        "{0}; without the filter the node's own stack resets connections through it, of pods to the outside and to node \
+         ports, that have packets on their way when the engine dies; load the modules sch_ingress and cls_bpf"
+    )]
+    Answers(NetlinkError),
     /// The host veth pair is not there.
     #[error("{HOST_ENGINE_IF} is not there; the host network must be made first")]
     NoHostPair,
@@ -108,6 +115,7 @@ fn try_reconcile(plan: &FallbackPlan, mode: Mode, outcome: &mut Outcome) -> Resu
     let mut work = Work { netlink, state, mode, errors: &mut outcome.errors };
     let nothing = FallbackPlan { ipv6: plan.ipv6, ..FallbackPlan::default() };
     let allowed = if work.entrance(plan.ipv6) { plan } else { &nothing };
+    work.guard_uplinks(&plan.guarded);
     work.pods(plan);
     work.vxlan_peers(plan, &devices);
     let routed = work.routes(allowed, &devices);
@@ -150,7 +158,7 @@ impl Work<'_> {
             self.errors.push(FallbackError::NoHostPair);
             return false;
         };
-        let guard = self.netlink.set_guard(ifindex).map_err(FallbackError::Guard);
+        let guard = self.netlink.drop_resets(ifindex).map_err(FallbackError::Guard);
         sysctl("ipv4", HOST_ENGINE_IF, "rp_filter", loose_or_off());
         // What the node itself sends comes in here, from its own addresses.
         sysctl("ipv4", HOST_ENGINE_IF, "accept_local", "1");
@@ -179,6 +187,14 @@ impl Work<'_> {
         let guarded = guard.is_ok();
         self.errors.extend(guard.err());
         guarded
+    }
+
+    /// What comes in from uplinks and only the engine knows is kept from the node's own stack.
+    fn guard_uplinks(&mut self, guarded: &Guarded) {
+        for ifindex in &guarded.links {
+            let result = self.netlink.drop_answers(*ifindex, guarded).map_err(FallbackError::Answers);
+            self.errors.extend(result.err());
+        }
     }
 
     /// The host end of each pod's veth is the pod's gateway.
@@ -329,12 +345,15 @@ pub fn cleanup() -> Result<(), FallbackError> {
         }
         release_pod(&mut netlink, &state, device)?;
     }
-    if let Some(device) = state.device(HOST_ENGINE_IF) {
+    if state.device(HOST_ENGINE_IF).is_some() {
         ["forwarding", "accept_local", "rp_filter"]
             .iter()
             .for_each(|name| reset("ipv4", HOST_ENGINE_IF, name));
         ["forwarding", "force_forwarding"].iter().for_each(|name| reset("ipv6", HOST_ENGINE_IF, name));
         sysctl("ipv6", HOST_ENGINE_IF, "disable_ipv6", "1");
+    }
+    // Those of uplinks too, whichever devices these were.
+    for device in state.devices.iter().filter(|device| !is_host_veth(&device.name)) {
         netlink.remove_guard(device.ifindex)?;
     }
     Ok(())
