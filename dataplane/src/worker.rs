@@ -67,6 +67,10 @@ struct Slot {
     queue: Box<dyn Queue>,
     unsent: bool,
     busy_polled: bool,
+    /// Whether packets of it wake the sleeper; see [`Worker::watch`].
+    watched: bool,
+    /// Whether packets came or left since this was last asked.
+    moved: bool,
 }
 
 /// The loop's own variables, apart from what it is made of.
@@ -80,6 +84,8 @@ struct Run {
     now: Now,
     loops: u64,
     idle_since: Option<u64>,
+    /// What `loops` was when the worker last slept.
+    slept_at: u64,
     chores: Chores,
     /// Queues whose drops in the kernel were taken in, of this second.
     asked: (u32, usize),
@@ -104,6 +110,8 @@ const SLEEP_MS: i32 = 100;
 const COMMIT_LOOPS: u64 = 64;
 /// One stage's percentiles are worked out once in so many loops.
 const SUMMARY_LOOPS: u64 = 4096;
+/// A worker that has not slept for so many loops, at least some milliseconds of packets, stops watching the queues that have them.
+const AWAKE_LOOPS: u64 = 4096;
 /// Housekeeping slices run once in so many loops.
 const HOUSEKEEP_LOOPS: u64 = 8;
 
@@ -119,6 +127,7 @@ impl Worker {
             now: Now::read(),
             loops: 0,
             idle_since: None,
+            slept_at: 0,
             chores: Chores::new((f64::from(SLEEP_MS) * 1e6 * clock::tsc_per_ns()) as u64, clock::tsc()),
             asked: (0, 0),
         };
@@ -172,6 +181,7 @@ impl Worker {
                 continue;
             }
             received += count;
+            slot.moved = true;
             let port = slot.port;
             let tables = self.tables.view();
             process(&mut run.rx, port, tables, &mut self.state, run.now, &mut self.cache, &mut run.tx);
@@ -190,7 +200,7 @@ impl Worker {
 
     fn send(&mut self, slot: &mut Slot, to_host: bool, burst: &mut Burst) {
         let (packets, bytes) = (burst.len(), total_len(burst));
-        slot.unsent = true;
+        (slot.unsent, slot.moved) = (true, true);
         if slot.queue.tx_burst(&mut self.cache, burst) < packets {
             slot.queue.kick(&mut self.cache);
             slot.queue.tx_burst(&mut self.cache, burst);
@@ -279,6 +289,7 @@ impl Worker {
         }
         if run.loops.is_multiple_of(COMMIT_LOOPS) {
             run.now = Now::read();
+            self.unwatch_busy(run);
             self.ask_kernel(run, 1);
             self.state.expire_fragments(run.now, &mut self.cache);
             self.state.counters.add(Counter::Loops, COMMIT_LOOPS);
@@ -316,6 +327,7 @@ impl Worker {
 
     /// Sleeps until there may be something to do. What comes before and after is in the first packet's latency.
     fn sleep(&mut self, run: &mut Run) {
+        self.watch(run);
         let unsent = run.queues.iter().any(|slot| slot.unsent);
         self.state.counters.commit(&self.stats);
         let Worker { sleeper, handoff_in, mailbox, .. } = self;
@@ -325,6 +337,34 @@ impl Worker {
         self.state.counters.add(Counter::Sleeps, 1);
         run.now = Now::read();
         run.idle_since = None;
+        run.slept_at = run.loops;
+    }
+
+    /// Has packets of every queue wake the sleeper. Only now, because the kernel runs a watcher's callback for each batch
+    /// received and for each single packet sent: a worker that never sleeps watches nothing.
+    fn watch(&mut self, run: &mut Run) {
+        for slot in run.queues.iter_mut().filter(|slot| !slot.watched) {
+            slot.watched = true;
+            if let Some(fd) = slot.queue.fd()
+                && let Err(error) = self.sleeper.watch(fd)
+            {
+                tracing::warn!(%error, port = slot.port.0, "queue is not watched: its packets wait for the next look");
+            }
+        }
+    }
+
+    /// A worker that has long been awake watches its busy queues again when it next sleeps.
+    #[inline]
+    fn unwatch_busy(&mut self, run: &mut Run) {
+        if run.loops - run.slept_at < AWAKE_LOOPS {
+            return;
+        }
+        for slot in run.queues.iter_mut().filter(|slot| slot.watched && slot.moved) {
+            (slot.watched, slot.moved) = (false, false);
+            if let Some(fd) = slot.queue.fd() {
+                self.sleeper.unwatch(fd);
+            }
+        }
     }
 
     fn publish(&self) {
@@ -376,18 +416,13 @@ impl Worker {
         if kind == PortKind::Host {
             run.host = port.0;
         }
-        if let Some(fd) = queue.fd()
-            && let Err(error) = self.sleeper.watch(fd)
-        {
-            tracing::warn!(%error, port = port.0, "queue is not watched: its packets wait for the next look");
-        }
         run.tx.open(port);
         // A port's first queue is the one that sends.
         place.get_or_insert(run.queues.len() as u16);
         // A queue taken over may have frames to send.
         let unsent = queue.tx_pending() > 0;
         let busy_polled = queue.is_busy_polled();
-        run.queues.push(Slot { port, queue, unsent, busy_polled });
+        run.queues.push(Slot { port, queue, unsent, busy_polled, watched: false, moved: false });
     }
 
     fn close(&mut self, run: &mut Run, port: PortId) {
@@ -404,8 +439,8 @@ impl Worker {
             run.by_port[slot.port.index()].get_or_insert(index as u16);
         }
         for slot in gone {
-            let Slot { mut queue, .. } = slot;
-            if let Some(fd) = queue.fd() {
+            let Slot { mut queue, watched, .. } = slot;
+            if let Some(fd) = queue.fd().filter(|_| watched) {
                 self.sleeper.unwatch(fd);
             }
             self.state.counters.kernel_dropped(port.0, queue.take_kernel_drops());
