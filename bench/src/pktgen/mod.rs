@@ -47,3 +47,4 @@ pub mod sink;
 pub mod slowdown;
 pub mod targets;
 pub mod trial;
+pub mod waking;

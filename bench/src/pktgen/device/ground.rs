@@ -5,7 +5,7 @@
 //! ```text
 //!  generator ─ client pod ─ veth ─┐                     ┌─ veth ─ server pod ─ sink
 //!                                 ├─ device on node-1 ──┤
-//!                                                       └─ uplink0 ─ bridge ─ uplink0 of node-2 ─ sink
+//!                                                       └─ uplink0 ─ veth ─ uplink0 of node-2 ─ sink
 //! ```
 //! Whatever leaves node-1 goes to node-2's end of the wire: the second node, two more with pods of other ways between
 //! nodes, and the router to the outside all have its Ethernet address. From there the generator sends what comes from
@@ -124,7 +124,7 @@ impl Ground {
     /// # Errors
     /// Without root, or if a namespace cannot be made.
     pub fn new(scenario: &Scenario) -> Result<Ground, DeviceError> {
-        let mut testbed = Testbed::new(Options::default())?;
+        let mut testbed = Testbed::new(Options { cable: true, ..Options::default() })?;
         testbed.manifests().namespace(NAMESPACE)?;
         let server = testbed.add_pod(0, NAMESPACE, "server", SERVER)?;
         let mut clients = Vec::new();
