@@ -324,8 +324,15 @@ fn what_others_delete_comes_back_and_a_cleanup_leaves_nothing() {
     for node in BOTH {
         cluster.testbed.node_mut(node).stop_control().expect("control ends");
     }
+    let filters = |cluster: &Cluster| {
+        let args = ["filter", "show", "dev", "uplink0", "ingress"];
+        let said = cluster.testbed.nodes()[0].netns().run("tc", &args, DEADLINE).expect("tc");
+        said.success().unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert!(filters(&cluster).contains("pref 70 bpf"), "{}", filters(&cluster));
     let cleaned = cluster.testbed.nodes()[0].run("fairway-control", &["--cleanup"]).expect("cleanup");
     cleaned.success().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(filters(&cluster).trim(), "");
     let left = [ip(&cluster, "link show"), ip(&cluster, "rule show"), ip(&cluster, "addr show")].concat();
     for trace in [VXLAN, "fwhost", "7070", "169.254.1."] {
         assert!(!left.contains(trace), "{trace} in:\n{left}");

@@ -108,8 +108,10 @@ impl Netlink {
         let what = || format!("remove the filter on link {ifindex}");
         let message = RouteNetlinkMessage::DelTrafficFilter(guard(ifindex));
         match self.request(what, message, NLM_F_ACK) {
-            // No such filter; no qdisc that could have one.
-            Err(e) if matches!(e.error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+            // No such filter; no qdisc that could have one; no such device any more.
+            Err(e) if matches!(e.error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+                Ok(())
+            }
             result => result.map(drop),
         }
     }
