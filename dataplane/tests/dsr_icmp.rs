@@ -10,7 +10,7 @@ use fairway_dataplane::conntrack::Tuple;
 use fairway_dataplane::testkit::addr;
 use fairway_dataplane::testkit::packet::{self, Headers};
 use fairway_dataplane::wire::{ETH_LEN, be16, icmp, ipip, ipv4, proto};
-use fairway_tables::{DropReason, Ip, Mac, NextHopKind, ServiceKey};
+use fairway_tables::{DropReason, Ip, Mac, NextHopKind, Service, ServiceKey};
 
 /// The IPv4 packet inside a tunnel's, as a frame.
 fn inside(frame: &[u8], kind: NextHopKind) -> Vec<u8> {
@@ -135,4 +135,51 @@ fn what_is_sent_is_read_by_the_other_node() {
 /// The tuple of the packet that begins at `at`.
 fn return_checked(frame: &[u8], at: usize) -> Tuple {
     sent(addr::UPLINK, &[&frame[..ETH_LEN], &frame[at..]].concat()).1
+}
+
+#[test]
+fn an_error_at_a_third_node_finds_the_backends_node_by_maglev_alone() {
+    let key = ServiceKey::new(vip(true), 80, proto::TCP);
+    let backends = [At::There(0), At::There(1), At::There(2), At::Here(1)];
+    let node_of = |frame: &[u8]| look(frame).dst[3] - 2;
+    let mut nodes = std::collections::BTreeSet::new();
+    for maglev in [true, false] {
+        let flags = if maglev { FLAGS | Service::MAGLEV } else { FLAGS };
+        let worlds = [world(), world()].map(|mut world| {
+            set_with(&mut world, key, flags, 0, targets(&backends, true, NextHopKind::Tunnel));
+            world
+        });
+        let [mut first, mut third] = worlds;
+        for sport in 4000..4100 {
+            let tuple = to(key, 1, sport);
+            let (port, asked) = first.send(addr::UPLINK, &frame(Place::Wire, &tuple, Step::Open)).unwrap();
+            let error = error_about(&tuple.reversed());
+            let told = third.send(addr::UPLINK, &error);
+            if port != addr::UPLINK || !maglev {
+                // To the first node's own pod, of which nobody else knows; or to whomever chance chose.
+                assert_eq!(told, None);
+                continue;
+            }
+            let (port, told) = told.unwrap();
+            assert_eq!((port, node_of(&told)), (addr::UPLINK, node_of(&asked)));
+            nodes.insert(node_of(&told));
+            let (sent, was) = (look(&inside(&told, NextHopKind::Tunnel)), look(&error));
+            assert_eq!((sent.src, sent.dst, &sent.payload), (was.src, was.dst, &was.payload), "as it came");
+            // It goes on to no fourth node; nor is a pod's error taken so.
+            let wrapped = packet::encapsulate(&addr::encap_from(0), &error, 50_000);
+            assert_eq!(third.send(addr::UPLINK, &wrapped), None);
+            let mut by_pod = error;
+            by_pod[..6].copy_from_slice(&addr::GATEWAY_MAC.0);
+            by_pod[ETH_LEN + 12..ETH_LEN + 16].copy_from_slice(&addr::pod(0));
+            packet::mend_ip_checksum(&mut by_pod);
+            let gone = third.send(addr::pod_port(0), &by_pod);
+            assert!(gone.is_none_or(|(port, out)| port != addr::UPLINK || be16(&out, 36) != 4789));
+        }
+        if !maglev {
+            assert_eq!(drops(&third, DropReason::NotForUs), 100);
+        }
+        first.finish();
+        third.finish();
+    }
+    assert_eq!(nodes.len(), 3, "all nodes were meant");
 }

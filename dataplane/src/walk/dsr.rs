@@ -5,8 +5,11 @@
 use super::service;
 use crate::conntrack::{Conntrack, Direction, Found, Tuple};
 use crate::family::Parcel;
+use crate::parse::Ingress;
 use crate::state::WorkerState;
-use fairway_tables::{DropReason, Ip, NextHop, NextHopKind, Service, ServiceKey, ServiceView, View};
+use fairway_tables::{
+    DropReason, Ip, NextHop, NextHopKind, PortKind, Service, ServiceKey, ServiceView, View,
+};
 
 /// The service that a packet is for: of one from another node, that node's node ports are this one's too.
 pub(super) fn find<'a>(tables: View<'a>, packet: &impl Parcel) -> Option<ServiceView<'a>> {
@@ -54,20 +57,38 @@ pub(super) fn knows(conntrack: &Conntrack, tuple: &Tuple, dst: Ip) -> bool {
     conntrack.lookup(tuple).is_some_and(|found| found.direction == Direction::Original && tuple.dst == dst)
 }
 
-/// The way of an ICMP error about a reply that another node sent for this one, which knows whom to tell.
+/// The way of an ICMP error about a reply that another node sent for this one, which knows whom to tell; or about one of a
+/// connection that came to the cluster by a third node, whose backend follows from its tuple.
 ///
 /// # Errors
 /// [`DropReason::NotForUs`] if it came from another node: it is not sent on again.
 pub(super) fn way_of_error(
     worker: &WorkerState,
+    tables: View<'_>,
+    ingress: &Ingress,
     packet: &impl Parcel,
     about: Option<&Tuple>,
 ) -> Result<Option<NextHop>, DropReason> {
-    let via = about.and_then(|about| worker.conntrack.lookup(about)).and_then(|found| found.via);
+    let Some(about) = about else { return Ok(None) };
+    let via = match worker.conntrack.lookup(about) {
+        Some(found) => found.via,
+        None if ingress.kind != PortKind::Uplink || packet.is_tunnelled() => None,
+        None => way_by_maglev(tables, about, packet.tuple().dst),
+    };
     match via {
         Some(_) if packet.is_tunnelled() => Err(DropReason::NotForUs),
         via => Ok(via),
     }
+}
+
+/// The way to the node that a connection which this one does not know was left to, if every node chooses the same: by
+/// Maglev. `about` is the tuple of its client's packets, `dst` where an error about a reply is addressed to.
+pub(super) fn way_by_maglev(tables: View<'_>, about: &Tuple, dst: Ip) -> Option<NextHop> {
+    let service = service::find(tables, about).filter(|service| uses_dsr(*service))?;
+    if about.dst != dst || !is_foreign(tables, about.src) {
+        return None;
+    }
+    service.way(service.cluster().maglev(about.path_hash())?).filter(is_tunnel)
 }
 
 /// The way to the node that a connection is left to, as its service says now, or said last.

@@ -75,7 +75,7 @@ pub(crate) fn walk_single<P: Parcel>(
     if packet.tuple().dst == tables.settings().gateway_ip {
         return Ok(Outcome::Gateway);
     }
-    if let Some(via) = dsr::way_of_error(worker, packet, about.as_ref())? {
+    if let Some(via) = dsr::way_of_error(worker, tables, ingress, packet, about.as_ref())? {
         let bound = Bound { via: Some(via), ..connection::untracked(packet.tuple()) };
         let way = route::resolve(tables, ingress, &bound)?;
         return packet.compile(worker, &bound, &way, now).map(Outcome::Forward);

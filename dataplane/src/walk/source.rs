@@ -40,7 +40,10 @@ pub(super) fn check(
                     || dsr::is_delivered(&worker.conntrack, tables, packet, about)
             }
             None => {
-                let known = |about| dsr::knows(&worker.conntrack, about, dst);
+                let known = |about| {
+                    dsr::knows(&worker.conntrack, about, dst)
+                        || dsr::way_by_maglev(tables, about, dst).is_some()
+                };
                 let is_taken = is_taken_directly(tables, &packet.tuple()) || about.is_some_and(known);
                 if !is_taken || !is_of_uplink(tables, ingress, dst) {
                     return Err(DropReason::NotForUs);
