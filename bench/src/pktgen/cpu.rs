@@ -1,36 +1,50 @@
-//! CPU time of the whole machine, softirq included, from `/proc/stat` (proc_stat(5)).
+//! CPU time of the whole machine, softirq included, from `/proc/stat` (proc_stat(5)): what is not idle. The kernel measures how long a CPU
+//! idles, while it finds out by ticks what else one does; and a CPU that is woken from idleness by an interrupt has none. What the
+//! kernel forwards at less than full load, ticks mostly miss.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Busy time of all CPUs since boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// A reading of the machine's clocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuTime {
-    /// Everything but idle and iowait; guests are in user time already.
+    at: Instant,
+    /// Time since boot of all CPUs in which they had nothing to do, or were somebody else's (steal).
+    idle_s: f64,
+    softirq_s: f64,
+    cpus: usize,
+}
+
+/// CPU time spent between two readings.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Of all CPUs.
     pub busy_s: f64,
-    /// Of that, softirq.
+    /// Of that, softirq, as far as ticks have seen it.
     pub softirq_s: f64,
 }
 
 impl CpuTime {
-    /// Reads the counters. Their resolution is one tick per CPU, usually 10 ms.
+    /// Reads the counters. Their resolution is a hundredth of a second.
     pub fn read() -> std::io::Result<CpuTime> {
-        let text = std::fs::read_to_string("/proc/stat")?;
-        CpuTime::parse(&text).ok_or_else(|| std::io::Error::other("/proc/stat has no line of all CPUs"))
+        let (text, at) = (std::fs::read_to_string("/proc/stat")?, Instant::now());
+        CpuTime::parse(&text, at).ok_or_else(|| std::io::Error::other("/proc/stat has no line of all CPUs"))
     }
 
-    fn parse(text: &str) -> Option<CpuTime> {
+    fn parse(text: &str, at: Instant) -> Option<CpuTime> {
         let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
         let ticks: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
         // user nice system idle iowait irq softirq steal
-        let &[user, nice, system, _, _, irq, softirq, ..] = ticks.as_slice() else { return None };
-        let busy = user + nice + system + irq + softirq;
-        Some(CpuTime { busy_s: busy / TICKS_PER_SECOND, softirq_s: softirq / TICKS_PER_SECOND })
+        let &[_, _, _, idle, iowait, _, softirq, steal, ..] = ticks.as_slice() else { return None };
+        let cpus = text.lines().filter(|line| line.starts_with("cpu")).count() - 1;
+        let idle_s = (idle + iowait + steal) / TICKS_PER_SECOND;
+        Some(CpuTime { at, idle_s, softirq_s: softirq / TICKS_PER_SECOND, cpus })
     }
 
     /// What was spent since an earlier reading.
-    pub fn since(&self, earlier: &CpuTime) -> CpuTime {
-        CpuTime {
-            busy_s: (self.busy_s - earlier.busy_s).max(0.0),
+    pub fn since(&self, earlier: &CpuTime) -> Spent {
+        let all_s = self.at.duration_since(earlier.at).as_secs_f64() * self.cpus as f64;
+        Spent {
+            busy_s: (all_s - (self.idle_s - earlier.idle_s)).clamp(0.0, all_s),
             softirq_s: (self.softirq_s - earlier.softirq_s).max(0.0),
         }
     }
@@ -64,12 +78,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn busy_time_is_all_but_idle_and_waiting() {
-        let text = "cpu  100 20 300 5000 70 5 45 9 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        let time = CpuTime::parse(text).expect("a line");
-        assert_eq!(time, CpuTime { busy_s: 4.7, softirq_s: 0.45 });
-        assert_eq!(CpuTime::parse("cpu0 1 2"), None);
-        assert_eq!(time.since(&time).busy_s, 0.0);
+    fn busy_is_what_is_neither_idle_nor_waiting_nor_stolen() {
+        let start = Instant::now();
+        let at = |text: &str, ms| CpuTime::parse(text, start + Duration::from_millis(ms)).expect("a line");
+        let cpus = "cpu0 1 1 1 1 1 1 1 1 0 0\ncpu1 1 1 1 1 1 1 1 1 0 0\nintr 5\n";
+        let before = at(&format!("cpu  100 20 300 5000 70 5 45 9 0 0\n{cpus}"), 0);
+        // Of 2 s, ticks have seen 0.1 s of work; 0.9 s were idle, 0.2 s waited, 0.1 s stolen.
+        let after = at(&format!("cpu  105 20 302 5090 90 5 48 19 0 0\n{cpus}"), 1000);
+        let spent = after.since(&before);
+        assert!((spent.busy_s - 0.8).abs() < 1e-9 && (spent.softirq_s - 0.03).abs() < 1e-9, "{spent:?}");
+        assert_eq!(before.since(&before), Spent::default());
+        assert_eq!(CpuTime::parse("cpu0 1 2", start), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! own. In steady state none makes an allocation or a system call but the rings' wake-ups; progress is reported four
 //! times a second.
 
-use crate::pktgen::cpu::CpuTime;
+use crate::pktgen::cpu::{CpuTime, Spent};
 use crate::pktgen::generator::Generator;
 use crate::pktgen::scenario::{Arrival, TrialLimits};
 use crate::pktgen::sender::{Helpers, Sender, Sent, Window};
@@ -254,7 +254,7 @@ impl Loop<'_> {
 }
 
 /// What a trial's counts come to.
-fn outcome(trial: &Trial, sink: &Sink, all: &Sent, by_flow: &[u32], cpu: CpuTime) -> Outcome {
+fn outcome(trial: &Trial, sink: &Sink, all: &Sent, by_flow: &[u32], cpu: Spent) -> Outcome {
     let Sent { intended, sent, last_sent_ns } = *all;
     let counts = sink.counts();
     let accounts = || sink.accounts(by_flow);
