@@ -59,7 +59,8 @@ impl Traffic {
     }
 }
 
-fn engine_runs(run_dir: &Path) -> bool {
+/// Whether the engine lives and has its ports open.
+pub(crate) fn engine_runs(run_dir: &Path) -> bool {
     let snapshot = StatsReader::open(run_dir).map(|reader| reader.snapshot());
     snapshot.is_ok_and(|snapshot| snapshot.alive && snapshot.state == ProcessState::Running)
 }

@@ -8,6 +8,7 @@ use common::Cluster;
 use common::carrier::{BOTH, start_engine, stop_engine, traffic, wait_for_carrier};
 use common::load::{self, Streams};
 use fairway_control::names;
+use fairway_pmd::steering::{PortClass, Steering, SteeringError};
 use fairway_tests::engines;
 use fairway_tests::gate;
 use fairway_tests::ping::ping;
@@ -242,6 +243,39 @@ fn without_an_engine_packets_to_services_vanish_at_first_and_are_refused_later()
     cluster.wait_for_backends(&["web-2"]);
     wait_for_carrier(&mut cluster, &BOTH, "engine");
     wait_for_setup(&mut cluster);
+    cluster.stop_and_check_invariants();
+}
+
+#[test]
+fn the_engine_is_said_to_carry_the_traffic_once_its_ports_are_open() {
+    if !gate::may_run("fallback") {
+        return;
+    }
+    let _alone = gate::alone();
+    let mut cluster = Cluster::start(1);
+    wait_for_carrier(&mut cluster, &BOTH, "engine");
+    stop_engine(&mut cluster, 0);
+    let carried_by = |cluster: &Cluster| traffic(cluster, 0).expect("status")["carried_by"].clone();
+    // It is seen at once, whenever the last look was.
+    assert_eq!(carried_by(&cluster), "kernel");
+    // The client's device has a program already, as a killed engine's for a moment.
+    let veth = names::host_veth("shop", "client");
+    let occupy = || -> Result<Steering, SteeringError> {
+        let mut steering = Steering::load()?;
+        steering.attach(&veth, PortClass::Pod)?;
+        Ok(steering)
+    };
+    let other = cluster.testbed.nodes()[0].netns().inside(occupy).expect("namespace").expect("attach");
+    start_engine(&mut cluster, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2500) {
+        assert_eq!(carried_by(&cluster), "kernel", "after {:?}", begun.elapsed());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(other);
+    wait_for_carrier(&mut cluster, &[0], "engine");
+    // All ports, from then on.
+    engines::carry(&cluster.testbed).expect("every pod reaches its gateway");
     cluster.stop_and_check_invariants();
 }
 

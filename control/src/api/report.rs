@@ -2,6 +2,7 @@
 
 use super::types;
 use crate::core::Core;
+use crate::fallback::engine_runs;
 use crate::manifests::proto_name;
 use fairway_tables::stats::{Counter, ProcessState, Stage, StatsReader, StatsSnapshot};
 use fairway_tables::{
@@ -75,7 +76,10 @@ impl Core {
     }
 
     fn traffic_report(&self) -> types::Traffic {
-        let mut report = self.traffic().report(self.options().kernel_fallback);
+        let mut traffic = self.traffic();
+        // What was seen last may be a third of a second old.
+        traffic.observe(engine_runs(&self.options().run_dir), Instant::now());
+        let mut report = traffic.report(self.options().kernel_fallback);
         if report.carried_by == "kernel" {
             report.not_carried = self.not_carried().iter().map(ToString::to_string).collect();
         }

@@ -43,6 +43,8 @@ pub const MAX_PORTS: usize = 1024;
 const LOOK: Duration = Duration::from_millis(10);
 /// How often it does what takes system calls.
 const SLOW_WORK: Duration = Duration::from_millis(500);
+/// How long a port that cannot be opened keeps the engine from saying that it runs.
+const OPENING: Duration = Duration::from_secs(5);
 
 /// Why the engine did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -244,9 +246,18 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Opens what is not open yet, and says that it runs.
+    /// Opens what is not open yet, and says that it runs. After a kill the kernel may hold on to a port's queue for a moment.
     fn begin(&mut self) -> Result<(), EngineError> {
+        let begun = Instant::now();
         self.ports.sync(&self.crew)?;
+        while !self.ports.all_open()
+            && begun.elapsed() < OPENING
+            && !self.process.stop.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(LOOK);
+            self.ports.sync(&self.crew)?;
+        }
+        self.crew.settle();
         self.stats.set_state(ProcessState::Running);
         let (run_dir, starts) = (&self.config.run_dir, self.stats.starts());
         match self.report.take() {

@@ -115,6 +115,13 @@ impl Ports {
         Ok(())
     }
 
+    /// Whether all listed ports are open whose devices are there, and uplinks take what they are to.
+    pub(super) fn all_open(&self) -> bool {
+        let mut ports = self.tables.view().ports();
+        self.is_steered
+            && ports.all(|(id, port)| self.open.contains_key(&id) || af_xdp::ifindex(port.ifname()).is_none())
+    }
+
     /// Whether the tables changed since the last look, services apart: these come and go all the time in a large
     /// cluster, and no port depends on them.
     fn anything_changed(&mut self) -> bool {
