@@ -167,14 +167,17 @@ impl End {
         };
         let start = offset(segment.seq, irs, self.rcv_nxt);
         let end = start + i64::from(segment.len);
-        let mut useful = end > self.rcv_nxt as i64 && start <= self.offered.max(1) as i64
+        let is_acceptable = end > self.rcv_nxt as i64 && start <= self.offered.max(1) as i64
             || segment.len == 0 && end >= self.rcv_nxt as i64 - 1;
+        if !is_acceptable {
+            // RFC 9293 section 3.10.7.4: what it acknowledges does not count either.
+            return false;
+        }
         if segment.flags & ACK != 0 {
             let ack = offset(segment.ack, self.iss, self.una);
             if ack > self.nxt as i64 || ack < self.una as i64 - self.largest as i64 {
                 return false;
             }
-            useful |= ack > self.una as i64;
             if ack >= self.una as i64 {
                 self.una = ack as u64;
                 let shift = if segment.flags & SYN != 0 { 0 } else { other.scale(self) };
@@ -200,7 +203,7 @@ impl End {
                 }
             }
         }
-        useful
+        true
     }
 }
 
