@@ -90,7 +90,9 @@ impl End {
             shift = self.scale(other);
         }
         let data_end = (offset + u64::from(is_syn) + len).min(self.total + 1).max(offset + u64::from(is_syn));
-        let is_fin = !is_syn && data_end == self.total + 1 && len > 0 && offset <= self.total + 1;
+        // The FIN takes a place in the window, or is a probe.
+        let has_room = data_end < self.edge.max(self.una + 1);
+        let is_fin = !is_syn && data_end == self.total + 1 && len > 0 && offset <= self.total + 1 && has_room;
         let end = data_end + u64::from(is_fin);
         if is_fin {
             flags |= FIN;
@@ -167,8 +169,8 @@ impl End {
         };
         let start = offset(segment.seq, irs, self.rcv_nxt);
         let end = start + i64::from(segment.len);
-        let is_acceptable = end > self.rcv_nxt as i64 && start <= self.offered.max(1) as i64
-            || segment.len == 0 && end >= self.rcv_nxt as i64 - 1;
+        let is_acceptable = start <= self.offered.max(self.rcv_nxt + 1) as i64
+            && (end > self.rcv_nxt as i64 || segment.len == 0 && end >= self.rcv_nxt as i64 - 1);
         if !is_acceptable {
             // RFC 9293 section 3.10.7.4: what it acknowledges does not count either.
             return false;
