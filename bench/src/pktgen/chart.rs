@@ -54,6 +54,15 @@ pub fn short(value: f64) -> String {
     format!("{text}{unit}")
 }
 
+/// The same with two digits before the unit or behind the point: what has room above a bar.
+fn shorter(value: f64) -> String {
+    if value <= 0.0 {
+        return short(value);
+    }
+    let step = 10f64.powf(value.log10().floor() - 1.0);
+    short((value / step).round() * step)
+}
+
 /// An axis: values to places.
 struct Axis {
     low: f64,
@@ -167,7 +176,7 @@ pub fn bars(y_label: &str, groups: &[String], series: &[(String, Vec<Option<f64>
                 escape(name),
                 short(value)
             );
-            text(&mut svg, x + bar_width * 0.46, top - 3.0, "middle", &short(value));
+            text(&mut svg, x + bar_width * 0.46, top - 3.0, "middle", &shorter(value));
         }
     }
     svg.push_str("</svg>");
@@ -233,6 +242,7 @@ mod tests {
         assert_eq!(bars("y", &[], &[]), "");
         let axis = Axis::over([0.0, 47.0].into_iter(), false, 0.0, 1.0).expect("values");
         assert_eq!(axis.ticks(), [0.0, 10.0, 20.0, 30.0, 40.0]);
+        assert_eq!([shorter(487_630.0), shorter(5.26), shorter(0.0)], ["490k", "5.3", "0"]);
         assert_eq!((short(1_500_000.0), short(64.0), short(0.5)), ("1.5M".into(), "64".into(), "0.5".into()));
     }
 }

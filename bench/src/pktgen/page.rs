@@ -49,7 +49,7 @@ const PLOTS: [Plot; 7] = [
         title: "Latency percentiles",
         metric: "latency",
         over: "percentile",
-        x_label: "percentile (100 is the largest)",
+        x_label: "percentile, in nines: 1 is 90 %, 2 is 99 %, 3 is 99.9 %, 4 the largest",
         y_label: "nanoseconds",
         log_x: false,
         log_y: true,
@@ -162,6 +162,7 @@ impl Plot {
             if self.metric == "latency" && figure.params["size_bytes"].as_f64() != smallest_size(figures) {
                 continue;
             }
+            let x = if self.over == "percentile" { nines(x) } else { x };
             series.entry(name(figure, self.over)).or_default().push((x, figure.value));
         }
         let series = series.into_iter().map(|(name, mut points)| {
@@ -171,6 +172,12 @@ impl Plot {
         let Plot { x_label, y_label, log_x, log_y, .. } = *self;
         Lines { x_label, y_label, log_x, log_y, series: series.collect() }.svg()
     }
+}
+
+/// How many nines a percentile has: what lies beyond 99 % would share one place on an even scale.
+fn nines(percentile: f64) -> f64 {
+    const LARGEST: f64 = 4.0;
+    (-(1.0 - percentile / 100.0).log10()).min(LARGEST)
 }
 
 fn smallest_size(figures: &[Figure]) -> Option<f64> {
@@ -274,6 +281,12 @@ fn table(html: &mut String, figures: &[Figure]) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn percentiles_are_spread_by_their_nines() {
+        let places = [50.0, 90.0, 99.0, 99.9, 100.0].map(|percentile| (nines(percentile) * 10.0).round());
+        assert_eq!(places, [3.0, 10.0, 20.0, 30.0, 40.0]);
+    }
 
     #[test]
     fn a_page_has_a_plot_for_each_metric_that_was_measured_and_asks_nobody_for_anything() {
