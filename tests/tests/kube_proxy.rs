@@ -16,10 +16,8 @@ mod world;
 
 use fairway_tests::gate;
 use fairway_tests::kube::Programs;
-use fairway_tests::pod::witness::{Answer, Question};
 use ground::Asker;
 use state::State;
-use std::collections::BTreeMap;
 use verdict::Differences;
 use world::World;
 
@@ -52,7 +50,6 @@ fn compare(programs: &Programs) -> fairway_tests::Result<()> {
     let mut kernel = World::kernel(programs)?;
     let mut fairway = World::fairway()?;
     let mut differences = Differences::default();
-    let mut asked_again = 0;
     for number in first..first + states {
         let state = State::random(seed, number);
         let held = kernel.hold(&state, &[])?;
@@ -63,8 +60,7 @@ fn compare(programs: &Programs) -> fairway_tests::Result<()> {
             let answers = fairway.ask_all(&questions);
             (expected.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answers)
         });
-        let (mut expected, answers) = (expected?, answers?);
-        asked_again += ask_again_where_unsteady(&mut kernel, &questions, &mut expected)?;
+        let (expected, answers) = (expected?, answers?);
         for asker in Asker::ALL {
             let both = [&expected[&asker][..], &answers[&asker]];
             differences.judge(&state, asker, &questions, both, &fairway.ground.ips_of(asker));
@@ -72,45 +68,7 @@ fn compare(programs: &Programs) -> fairway_tests::Result<()> {
     }
     kernel.stop()?;
     fairway.stop()?;
-    println!("{states} states of seed {seed}: {}; {asked_again} asked again", differences.summary());
+    println!("{states} states of seed {seed}: {}", differences.summary());
     assert!(differences.is_empty(), "seed {seed}:\n{differences}");
-    assert!(asked_again <= 1 + states / 20, "the reference was unsteady {asked_again} times");
     Ok(())
-}
-
-/// Asks kube-proxy's world once more where it forwarded some of many connections and refused or dropped others, and returns how
-/// often that was. Its rules leave nothing but the backend to chance; docs/kube-proxy.md tells what is known of it. What it says
-/// then stands, and is a disagreement if it is unsteady again. Fairway is not asked again.
-fn ask_again_where_unsteady(
-    kernel: &mut World,
-    questions: &[Question],
-    expected: &mut BTreeMap<Asker, Vec<Answer>>,
-) -> fairway_tests::Result<u32> {
-    let unsteady = |expected: &BTreeMap<Asker, Vec<Answer>>, asker: Asker, at: usize| {
-        let answer = &expected[&asker][at];
-        answer.errors.is_empty() && !answer.backends.is_empty() && answer.refused + answer.silent > 0
-    };
-    let which: Vec<usize> = (0..questions.len())
-        .filter(|at| Asker::ALL.iter().any(|asker| unsteady(expected, *asker, *at)))
-        .collect();
-    if which.is_empty() {
-        return Ok(0);
-    }
-    let again = kernel.ask_all(&which.iter().map(|at| questions[*at]).collect::<Vec<_>>())?;
-    let mut count = 0;
-    for asker in Asker::ALL {
-        for (place, at) in which.iter().enumerate() {
-            if unsteady(expected, asker, *at) {
-                println!(
-                    "{:?} from {asker:?} is asked again after {:?}",
-                    questions[*at], expected[&asker][*at]
-                );
-                count += 1;
-                if let Some(answers) = expected.get_mut(&asker) {
-                    answers[*at] = again[&asker][place].clone();
-                }
-            }
-        }
-    }
-    Ok(count)
 }

@@ -289,11 +289,7 @@ impl Windows {
 
     /// Remembers a segment of a connection that is not known well, and knows it if the other side agrees.
     fn learn(&mut self, direction: Direction, segment: &Segment, is_new: bool) -> Verdict {
-        let [client, server] = &mut self.sides;
-        let (sender, receiver) = match direction {
-            Direction::Original => (client, server),
-            Direction::Reply => (server, client),
-        };
+        let (sender, receiver) = by_direction(&mut self.sides, direction);
         let has = |flag| segment.flags & flag != 0;
         if has(RST) {
             let exact = receiver.is_known && segment.seq == receiver.ack
@@ -336,11 +332,7 @@ impl Windows {
 
     /// Compares a segment with the windows, and takes it in if it is inside.
     fn check(&mut self, direction: Direction, segment: &Segment, word: u32) -> Verdict {
-        let [client, server] = &mut self.sides;
-        let (sender, receiver) = match direction {
-            Direction::Original => (client, server),
-            Direction::Reply => (server, client),
-        };
+        let (sender, receiver) = by_direction(&mut self.sides, direction);
         let has = |flag| segment.flags & flag != 0;
         // Some stacks reset with ACK and nothing acknowledged.
         let acknowledges = has(ACK) && !(has(RST) && segment.ack == 0);
@@ -378,6 +370,14 @@ impl Windows {
         }
         self.is_exempt = !segment.is_whole;
         Verdict::Counts(segment.flags)
+    }
+}
+
+/// The side that sends in this direction, and the other.
+fn by_direction([client, server]: &mut [Side; 2], direction: Direction) -> (&mut Side, &mut Side) {
+    match direction {
+        Direction::Original => (client, server),
+        Direction::Reply => (server, client),
     }
 }
 

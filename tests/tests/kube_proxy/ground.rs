@@ -160,7 +160,6 @@ impl Ground {
         self.testbed.nodes().iter().try_for_each(|node| set(node.netns(), &FORWARDING))
     }
 
-    /// The pod of this name.
     /// A station in the nodes' own subnet, with this last number of its addresses and routes to services by node-1.
     pub(crate) fn add_on_link(&self, last: u8) -> Result<Netns> {
         let station = Netns::create(&format!("{}-on-link", self.testbed.name()))?;
@@ -170,6 +169,7 @@ impl Ground {
         Ok(station)
     }
 
+    /// The pod of this name.
     pub(crate) fn pod(&self, name: &str) -> &Pod {
         let found = self.testbed.pods().iter().find(|pod| pod.name() == name);
         found.unwrap_or_else(|| panic!("there is no pod {name}"))
